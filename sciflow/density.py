@@ -1,0 +1,323 @@
+"""The contract: everything that is trained is a Density, and says how it knows log p."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sciflow.errors import ShapeError
+
+__all__ = ["Density", "Likelihood", "Status"]
+
+
+class Status(IntEnum):
+    """What became of a row; only ``OK`` rows carry a log p to rely on."""
+
+    OK = 0
+    MAX_STEPS = 1
+    UNDERFLOW = 2
+    NON_FINITE = 3
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What is known of log p, one entry a row.
+
+    Attributes:
+        log_prob: ``[*batch]``, nats, in data units.
+        error: ``[*batch]``, nats: two of these hold the truth for 95 % of rows; 0 (up to rounding) for an exact log p.
+        nfe: ``[*batch]``, network evaluations spent on the row.
+        status: ``[*batch]``, see :class:`Status`.
+        kind: ``"exact"`` by change of variables, ``"ode"`` by the probability-flow ODE, ``"elbo"`` for a lower bound.
+
+    Example:
+        >>> row = torch.zeros(3)
+        >>> Likelihood(row - 1.5, row, row.int() + 1, row.int(), "exact")
+        Likelihood(exact, 3 rows: log_prob -1.5 +- 0, error <= 0 nats, nfe 1..1, 3 ok)
+    """
+
+    log_prob: Tensor
+    error: Tensor
+    nfe: Tensor
+    status: Tensor
+    kind: Literal["exact", "ode", "elbo"]
+
+    def __len__(self) -> int:
+        return self.log_prob.numel()
+
+    def __repr__(self) -> str:
+        ok = self.status.reshape(-1) == Status.OK
+        num_ok = int(ok.sum())
+        if num_ok == 0:
+            return f"Likelihood({self.kind}, {len(self)} rows: none ok)"
+        log_prob = self.log_prob.detach().reshape(-1)[ok].double()
+        spread = float(log_prob.std()) if num_ok > 1 else 0.0
+        nfe = self.nfe.reshape(-1)[ok]
+        return (
+            f"Likelihood({self.kind}, {len(self)} rows: log_prob {float(log_prob.mean()):.4g} +- {spread:.2g}, "
+            f"error <= {float(self.error.detach().reshape(-1)[ok].max()):.2g} nats, "
+            f"nfe {int(nfe.min())}..{int(nfe.max())}, {num_ok} ok)"
+        )
+
+
+class Density(nn.Module, ABC):
+    r"""A trainable probability density over events, in the units of the data.
+
+    A family models the *normalised* event :math:`y = T(x)`, where :math:`T` (standardising, log1p, logit,
+    dequantising) is fitted on training rows and saved with the model. This class adds its Jacobian,
+
+    .. math:: \log p(x \mid c) = \log p_Y(T(x) \mid c) + \log |\det \partial T / \partial x| ,
+
+    so that no family can forget the units. It also checks shapes and broadcasts the context, once for all families.
+    A family gives the underscored methods, which see one batch dimension: ``y`` of shape ``[n, *event_shape]`` and
+    ``context`` of shape ``[n, *context_shape]`` or None.
+
+    Args:
+        event_shape: Shape of one event.
+        context_shape: Shape of what the density is conditioned on, or None.
+        preprocess: Bijection from data units to normalised units.
+        preprocess_context: The same for the context; its Jacobian does not count. None where there is no context.
+        arguments: The constructor's arguments, as JSON can hold them; ``load`` builds the model from them.
+    """
+
+    family: ClassVar[str]
+    layout: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int] | None = None,
+        *,
+        preprocess: nn.Module,
+        preprocess_context: nn.Module | None = None,
+        arguments: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.event_shape = _shape(event_shape, "event_shape")
+        self.context_shape = None if context_shape is None else _shape(context_shape, "context_shape")
+        self.preprocess = preprocess
+        self.preprocess_context = preprocess_context
+        self.arguments = {
+            "event_shape": list(self.event_shape),
+            "context_shape": None if self.context_shape is None else list(self.context_shape),
+            **arguments,
+        }
+        self.layout = None
+        self.provenance = {}
+
+    # What users call. ------------------------------------------------------------------------------------------
+
+    def log_prob(self, x: Any, context: Any = None) -> Tensor:
+        """Return log p in nats, data units.
+
+        Args:
+            x: ``[*batch, *event_shape]``, data units; tensor or array.
+            context: ``[*context_batch, *context_shape]``, broadcast over the batch; one for all, or one a row.
+
+        Returns:
+            ``[*batch]``.
+
+        Raises:
+            ShapeError: Event or context has another shape than the density was made for.
+        """
+        y, c, log_det, batch = self._normalise(x, context)
+        return (self._log_prob(y, c) + log_det).reshape(batch)
+
+    def likelihood(self, x: Any, context: Any = None, method: str | None = None, **options: Any) -> Likelihood:
+        """Return log p with its kind, error bar, cost and status, one entry a row.
+
+        Args:
+            x: ``[*batch, *event_shape]``, data units.
+            context: ``[*context_batch, *context_shape]``, broadcast over the batch.
+            method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
+            **options: Of the method, such as ``tolerance``.
+        """
+        y, c, log_det, batch = self._normalise(x, context)
+        record = self._likelihood(y, c, method, **options)
+        log_prob = record.log_prob + log_det
+        # A row outside the support (log p = -inf) is known for certain; NaN and +inf are failures.
+        failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~_rows_finite(y, len(self.event_shape))
+        status = torch.where(failed & (record.status == Status.OK), Status.NON_FINITE, record.status)
+        return Likelihood(
+            log_prob=log_prob.reshape(batch),
+            error=record.error.reshape(batch),
+            nfe=record.nfe.reshape(batch),
+            status=status.reshape(batch),
+            kind=record.kind,
+        )
+
+    def sample(
+        self, n: int | Sequence[int], context: Any = None, seed: int | torch.Generator | None = None, **options: Any
+    ) -> Tensor:
+        """Draw events, in data units.
+
+        Args:
+            n: Number of draws, or a shape of draws.
+            context: ``[*context_batch, *context_shape]``: ``n`` draws for each of them.
+            seed: A seed or a generator on the model's device; None draws from torch's own generator.
+            **options: Of the family's sampler.
+
+        Returns:
+            ``[n, *context_batch, *event_shape]``, without gradient.
+        """
+        shape = (n,) if isinstance(n, int) else tuple(n)
+        if any(size < 0 for size in shape):
+            raise ShapeError(f"cannot draw {n} events: ask for 0 or more")
+        c = self._context(context)
+        batch: tuple[int, ...] = shape
+        if c is not None:
+            assert self.context_shape is not None
+            lead = c.shape[: c.ndim - len(self.context_shape)]
+            batch = (*shape, *lead)
+            c = c.expand(*batch, *self.context_shape).reshape(-1, *self.context_shape)
+        generator = self._generator(seed)
+        with torch.no_grad():
+            y = self._sample(math.prod(batch), self._normalise_context(c), generator, **options)
+            x, _ = self.preprocess.inverse(y)  # type: ignore[operator]
+        return x.reshape(*batch, *self.event_shape)
+
+    def loss(self, x: Any, context: Any = None) -> Tensor:
+        """Return what training lowers, ``[*batch]``, one value a row: nats in data units wherever it bounds log p."""
+        y, c, log_det, batch = self._normalise(x, context)
+        return self._loss(y, c, log_det).reshape(batch)
+
+    def encode(self, x: Any, context: Any = None) -> Tensor:
+        """Map events to noise of the same shape, the inverse of :meth:`decode`."""
+        y, c, _, batch = self._normalise(x, context)
+        return self._encode(y, c).reshape(*batch, *self.event_shape)
+
+    def decode(self, z: Any, context: Any = None) -> Tensor:
+        """Map noise ``[*batch, *event_shape]`` to events, in data units."""
+        z, c, batch = self._rows(z, context)
+        x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
+        return x.reshape(*batch, *self.event_shape)
+
+    def fit_preprocessing(self, x: Any, context: Any = None) -> None:
+        """Fit the data-unit bijections on training rows ``x`` (and ``context``), before the first training step."""
+        rows, c, _ = self._rows(x, context)
+        self.preprocess.fit(rows)  # type: ignore[operator]
+        if self.preprocess_context is not None and c is not None:
+            self.preprocess_context.fit(c)  # type: ignore[operator]
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``model.json`` into the folder ``path``; see :func:`sciflow.load`."""
+        from sciflow.model_file import save
+
+        return save(self, path)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the model's own numbers."""
+        return next(t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(t.device for t in (*self.parameters(), *self.buffers()))
+
+    # What a family gives. --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """log p of normalised events, ``[n]``."""
+
+    @abstractmethod
+    def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
+        """The same with its error, cost and status; entries ``[n]``."""
+
+    @abstractmethod
+    def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
+        """``n`` normalised events; ``context`` is None or has ``n`` rows."""
+
+    @abstractmethod
+    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor: ...
+
+    @abstractmethod
+    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor: ...
+
+    def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
+        """Per-row training loss; ``log_det`` is the data-unit Jacobian of each row."""
+        return -(self._log_prob(y, context) + log_det)
+
+    # Shapes and units, once for all. ---------------------------------------------------------------------------
+
+    def _normalise(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, Tensor, torch.Size]:
+        rows, c, batch = self._rows(x, context)
+        y, log_det = self.preprocess(rows)
+        return y, self._normalise_context(c), log_det, batch
+
+    def _normalise_context(self, context: Tensor | None) -> Tensor | None:
+        if context is None or self.preprocess_context is None:
+            return context
+        return self.preprocess_context(context)[0]
+
+    def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Flatten the batch to one dimension and give every row its context."""
+        x = self._tensor(x)
+        num_event_dims = len(self.event_shape)
+        if x.ndim < num_event_dims or x.shape[x.ndim - num_event_dims :] != self.event_shape:
+            raise ShapeError(
+                f"events of shape {list(self.event_shape)} expected, in a tensor [*batch, *event_shape]; "
+                f"got {list(x.shape)}"
+            )
+        batch = x.shape[: x.ndim - num_event_dims]
+        c = self._context(context)
+        if c is not None:
+            assert self.context_shape is not None
+            lead = c.shape[: c.ndim - len(self.context_shape)]
+            try:
+                c = c.expand(*batch, *self.context_shape)
+            except RuntimeError:
+                raise ShapeError(
+                    f"context rows {list(lead)} do not broadcast over event rows {list(batch)}: "
+                    "give one context for all, or one a row"
+                ) from None
+            c = c.reshape(-1, *self.context_shape)
+        return x.reshape(-1, *self.event_shape), c, batch
+
+    def _context(self, context: Any) -> Tensor | None:
+        if self.context_shape is None:
+            if context is not None:
+                raise ShapeError("this density has no context: build it with context_shape=..., or leave context out")
+            return None
+        if context is None:
+            raise ShapeError(f"this density is conditional: give context of shape {list(self.context_shape)}")
+        c = self._tensor(context)
+        num_context_dims = len(self.context_shape)
+        if c.ndim < num_context_dims or c.shape[c.ndim - num_context_dims :] != self.context_shape:
+            raise ShapeError(f"context of shape {list(self.context_shape)} expected, got {list(c.shape)}")
+        return c
+
+    def _tensor(self, values: Any) -> Tensor:
+        """A tensor of the model's dtype, on its device; arrays, labelled ones too, are taken by value."""
+        if not isinstance(values, Tensor):
+            values = torch.from_numpy(np.array(values, dtype=np.float64 if self.dtype == torch.float64 else np.float32))
+        return values.to(device=self.device, dtype=self.dtype)
+
+    def _generator(self, seed: int | torch.Generator | None) -> torch.Generator | None:
+        if isinstance(seed, int):
+            return torch.Generator(device=self.device).manual_seed(seed)
+        return seed
+
+
+def _shape(shape: Sequence[int], name: str) -> torch.Size:
+    if isinstance(shape, int):
+        raise ShapeError(f"{name} must be a sequence, such as ({shape},); got {shape}")
+    size = torch.Size(int(n) for n in shape)
+    if len(size) == 0 or min(size) < 1:
+        raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {tuple(size)}")
+    return size
+
+
+def _rows_finite(x: Tensor, num_event_dims: int) -> Tensor:
+    return torch.isfinite(x).flatten(x.ndim - num_event_dims).all(-1)

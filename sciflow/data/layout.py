@@ -1,0 +1,214 @@
+"""The layout of a store: which dimensions are counted, and which make up one event."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sciflow.errors import LayoutError, nearest
+
+__all__ = ["EventDim", "Layout", "SampleDim"]
+
+
+@dataclass(frozen=True)
+class EventDim:
+    """A dimension inside an event: all of it, or a window of it.
+
+    Attributes:
+        name: Dimension of the source.
+        size: Steps of the dimension in one event.
+        stride: Steps from one window to the next; None where the event takes the whole dimension.
+    """
+
+    name: str
+    size: int
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleDim:
+    """A dimension along which events are counted.
+
+    Attributes:
+        name: Its name in every output: that of the source, or of the windows along it (``day`` for 24 hourly steps).
+        source: Dimension of the source.
+        size: Number of positions.
+    """
+
+    name: str
+    source: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is counted and what an event is made of; written once into the store, and read by every later step.
+
+    Events are counted in C order over :attr:`grid_shape`; the number of an event in that order is its *grid index*.
+
+    Attributes:
+        variables: Names of the variables that make up an event.
+        units: Their units, one each, empty where the source names none.
+        sample_dims: Dimensions that are counted, slowest first.
+        event_dims: Dimensions inside an event, in the order of the event's axes.
+        context: Names of the variables that an event is conditioned on.
+        context_size: Length of the context vector.
+        dtype: Floating dtype of the stored events.
+
+    Example:
+        >>> layout = Layout(("t2m",), ("K",), (SampleDim("day", "time", 31),), (EventDim("time", 24, 24),))
+        >>> layout.event_shape, layout.num_grid_events
+        ((24,), 31)
+    """
+
+    variables: tuple[str, ...]
+    units: tuple[str, ...]
+    sample_dims: tuple[SampleDim, ...]
+    event_dims: tuple[EventDim, ...]
+    context: tuple[str, ...] = ()
+    context_size: int = 0
+    dtype: str = "float32"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """One axis for the variables where there are several (or no other axis), then the event dimensions."""
+        sizes = tuple(dim.size for dim in self.event_dims)
+        return (len(self.variables), *sizes) if self.has_variable_axis else sizes
+
+    @property
+    def has_variable_axis(self) -> bool:
+        """Whether the first axis of an event runs over the variables."""
+        return len(self.variables) > 1 or not self.event_dims
+
+    @property
+    def event_axes(self) -> tuple[str, ...]:
+        """Names of the axes of an event."""
+        names = tuple(dim.name for dim in self.event_dims)
+        return ("variable", *names) if self.has_variable_axis else names
+
+    @property
+    def context_shape(self) -> tuple[int, ...] | None:
+        """Shape of the context, None without one."""
+        return (self.context_size,) if self.context else None
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of positions along each sample dimension."""
+        return tuple(dim.size for dim in self.sample_dims)
+
+    @property
+    def num_grid_events(self) -> int:
+        """Number of positions in all, dropped events included."""
+        return math.prod(self.grid_shape)
+
+    @property
+    def event_bytes(self) -> int:
+        """Bytes of one stored event."""
+        return math.prod(self.event_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def overlapping(self) -> tuple[EventDim, ...]:
+        """Windowed dimensions whose windows share values."""
+        return tuple(dim for dim in self.event_dims if dim.stride is not None and dim.stride < dim.size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists."""
+        return {**asdict(self), "event_shape": list(self.event_shape)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Layout:
+        """Undo :meth:`to_json`."""
+        return cls(
+            variables=tuple(record["variables"]),
+            units=tuple(record["units"]),
+            sample_dims=tuple(SampleDim(**dim) for dim in record["sample_dims"]),
+            event_dims=tuple(EventDim(**dim) for dim in record["event_dims"]),
+            context=tuple(record["context"]),
+            context_size=record["context_size"],
+            dtype=record["dtype"],
+        )
+
+    def difference(self, other: Mapping[str, Any]) -> str | None:
+        """Say how the events of another layout (as JSON) differ from these, or None where a model fits both."""
+        theirs = Layout.from_json(other)
+        for what, mine, its in (
+            ("variables", self.variables, theirs.variables),
+            ("units", self.units, theirs.units),
+            ("event dimensions", self.event_axes, theirs.event_axes),
+            ("event shape", self.event_shape, theirs.event_shape),
+            ("context variables", self.context, theirs.context),
+        ):
+            if mine != its:
+                return f"{what} {list(mine)} here, {list(its)} there"
+        return None
+
+
+def resolve(
+    dims: Mapping[str, int],
+    event: Mapping[str, int | None] | Sequence[str] | None,
+    sample: Sequence[str] | None,
+    stride: Mapping[str, int] | None,
+    periods: Mapping[str, str],
+) -> tuple[tuple[SampleDim, ...], tuple[EventDim, ...]]:
+    """Turn a request for events into dimensions, checked against those that exist.
+
+    Args:
+        dims: Dimensions of the variables and their lengths, in the source's order.
+        event: Window length by dimension, None for the whole dimension; or names of whole dimensions.
+        sample: Dimensions that are counted; all others belong to the event.
+        stride: Steps from a window to the next, by dimension; a window's own length where it is not named.
+        periods: Names for the windows of a dimension, such as ``{"time": "day"}``; ``NAME_window`` otherwise.
+
+    Raises:
+        LayoutError: A dimension does not exist, is claimed twice or not at all, or a window is longer than it.
+    """
+    event = dict.fromkeys(event) if event is not None and not isinstance(event, Mapping) else event
+    windows: dict[str, int | None] = dict(event or {})
+    strides = dict(stride or {})
+    for name in (*windows, *(sample or ()), *strides):
+        if name not in dims:
+            listed = ", ".join(f"{dim} ({size})" for dim, size in dims.items())
+            raise LayoutError(f"no dimension '{name}'; {nearest(name, dims)} The variables have: {listed}")
+    for name in strides:
+        if windows.get(name) is None:
+            raise LayoutError(f"stride of '{name}' without a window along it: give its window, --event {name}=LENGTH")
+    if event is None and sample is None:
+        sample = list(dims)[:1]
+    if sample is not None:
+        both = [name for name in sample if name in windows]
+        if both:
+            raise LayoutError(f"dimension '{both[0]}' is both in --sample and in --event: choose one")
+        if event is None:
+            windows = {name: None for name in dims if name not in sample}
+    unclaimed = [name for name in dims if name not in windows and sample is not None and name not in sample]
+    if unclaimed:
+        raise LayoutError(
+            f"dimension '{unclaimed[0]}' is neither counted nor part of an event: add it to --sample or to --event"
+        )
+    event_dims, sample_dims = [], []
+    for name, length in dims.items():
+        if name not in windows:
+            sample_dims.append(SampleDim(name, name, length))
+            continue
+        size = windows[name]
+        if size is None:
+            event_dims.append(EventDim(name, length))
+            continue
+        step = strides.get(name, size)
+        if size < 1 or step < 1:
+            raise LayoutError(f"window of '{name}': length {size} and stride {step} must both be 1 or more")
+        if size > length:
+            raise LayoutError(f"window of {size} along '{name}' is longer than the dimension, which has {length}")
+        event_dims.append(EventDim(name, size, step))
+        counted = periods.get(name, f"{name}_window")
+        sample_dims.append(SampleDim(counted, name, (length - size) // step + 1))
+    # Event axes follow the request's order, so that --event lat=8,lon=8 and a transposed source agree.
+    order = {name: place for place, name in enumerate(windows)}
+    event_dims.sort(key=lambda dim: order[dim.name])
+    if not sample_dims:
+        raise LayoutError("nothing is counted: every dimension is a whole event; give a window or --sample")
+    return tuple(sample_dims), tuple(event_dims)

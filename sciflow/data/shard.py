@@ -1,0 +1,293 @@
+"""From a source to a sharded store: one pass, bounded memory, every shard written whole by one writer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sciflow.data.layout import Layout
+from sciflow.data.missing import Missing, survey
+from sciflow.data.source import Block, EventSource
+from sciflow.data.sources import open_source
+from sciflow.data.split import SPLITS, SplitRule, assign
+from sciflow.data.store import Store, is_url, open_store
+from sciflow.data.writer import StoreWriter
+from sciflow.errors import ConfigError, DataError, SciflowError, StoreError
+from sciflow.progress import progress_bar
+
+__all__ = ["shard"]
+
+CHUNK_BYTES = 1 << 20
+SHARD_BYTES = 64 << 20
+
+
+def shard(
+    data: Any,
+    path: str | Path,
+    *,
+    variables: Sequence[str] | None = None,
+    event: Mapping[str, int | None] | Sequence[str] | None = None,
+    sample: Sequence[str] | None = None,
+    stride: Mapping[str, int] | None = None,
+    context: Sequence[str] = (),
+    split: Sequence[float] = (0.8, 0.1, 0.1),
+    split_by: str | None = None,
+    split_block: int | None = None,
+    missing: Literal["error", "drop", "fill"] = "error",
+    fill_value: float | None = None,
+    dtype: str = "float32",
+    shard_rows: int | None = None,
+    seed: int = 0,
+    num_writers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Store:
+    """Write events into one Zarr v3 store, laid out for the events that will be read.
+
+    The source is read once, block by block (twice where missing values are dropped, or filled with a mean), and each
+    shard is compressed and written by one writer. A shard appears whole or not at all; a run that was interrupted goes
+    on when the same call is made again on files that have not changed.
+
+    Args:
+        data: Paths of NetCDF, Zarr, GRIB, CSV, TSV, Parquet, npz or npy; or xarray, pandas, NumPy, torch.
+        path: Where the store is to be: a folder, or a URL that fsspec knows.
+        variables: What an event is made of; needed where the source has several arrays.
+        event: Window length by dimension (``{"time": 24}``), None for a whole dimension; or names of whole dimensions.
+        sample: Dimensions that are counted; all others belong to the event.
+        stride: Steps from one window to the next, by dimension; by default windows do not overlap.
+        context: Variables that an event is conditioned on.
+        split: Shares of training, validation and test.
+        split_by: Dimension whose positions stay in one split; in order along it, unless ``split_block`` is given.
+        split_block: Number of consecutive positions along ``split_by`` that stay together, drawn at random.
+        missing: What becomes of NaN and infinity: ``error``, ``drop`` the event, or ``fill``.
+        fill_value: What to fill with, in data units; the variable's mean where it is None.
+        dtype: ``float32`` or ``float64``.
+        shard_rows: Events in a training shard; by default 64 MiB of them.
+        seed: Of the split.
+        num_writers: Writing threads; each holds a shard in memory.
+        overwrite: Replace a store that is already there.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        DataError: The data cannot be used as they are.
+        LayoutError: A variable or dimension does not exist or does not fit.
+        StoreError: A store is already there, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> rows = np.random.default_rng(0).normal(size=(1000, 3))
+        >>> store = shard(rows, tempfile.mkdtemp() + "/rows.zarr")
+        >>> len(store.train), store.event_shape
+        (800, (3,))
+    """
+    _require_place(path, overwrite)
+    source = open_source(
+        data, variables=variables, event=event, sample=sample, stride=stride, context=context, dtype=dtype
+    )
+    if len(split) != 3:
+        raise ConfigError(f"split {list(split)}: give three shares, of training, validation and test")
+    rule = SplitRule((split[0], split[1], split[2]), split_by, split_block, seed).resolved(source.layout)
+    if missing not in ("error", "drop", "fill"):
+        raise ConfigError(f"missing '{missing}': choose error, drop or fill")
+    if fill_value is not None and missing != "fill":
+        raise ConfigError("fill_value without missing='fill' does nothing: add it, or leave fill_value out")
+    if shard_rows is not None and shard_rows < 1:
+        raise ConfigError(f"shard_rows {shard_rows}: a shard holds 1 event or more")
+    sizes = _sizes(source.layout, shard_rows)
+    request = {
+        "layout": source.layout.to_json(),
+        "split": asdict(rule),
+        "missing": {"policy": missing, "fill_value": fill_value},
+        "shard_rows": sizes.shard_rows,
+        "chunk_rows": sizes.chunk_rows,
+        "source": _identity(data, source),
+    }
+    found = survey(source, sizes.block_bytes, missing, fill_value, progress)
+    codes = assign(rule, source.layout, found.keep)
+    counts = {name: int(np.count_nonzero(codes == place)) for place, name in enumerate(SPLITS)}
+    _require_events(counts, rule, found)
+    target = Path(f"{path}.partial") if not is_url(path) else path
+    try:
+        _write(source, target, request, codes, counts, sizes, found, num_writers, progress)
+        if isinstance(target, Path):
+            _replace(target, Path(path))
+    except DataError:
+        if isinstance(target, Path):
+            shutil.rmtree(target, ignore_errors=True)
+        raise
+    except OSError as error:
+        if isinstance(error, SciflowError):
+            raise
+        raise StoreError(
+            f"{path}: cannot be written: {error.strerror or error}; what is written so far is whole: "
+            "make room or mend it, and run the same command again"
+        ) from None
+    return open_store(path)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    chunk_rows: int
+    shard_rows: dict[str, int]
+    block_bytes: int
+
+
+def _sizes(layout: Layout, shard_rows: int | None) -> _Sizes:
+    """Rows of a chunk and of a shard: chunks hold whole events, shards hold whole chunks."""
+    row_bytes = layout.event_bytes + layout.context_size * np.dtype(layout.dtype).itemsize
+    chunk = max(1, min(CHUNK_BYTES // row_bytes, layout.num_grid_events, shard_rows or layout.num_grid_events))
+    wanted = shard_rows or SHARD_BYTES // row_bytes
+    train = max(1, min(wanted, layout.num_grid_events) // chunk) * chunk
+    # Validation and test are smaller: with smaller shards they, too, are work for several workers.
+    held_out = max(1, train // 4 // chunk) * chunk
+    rows = {"train": train, "validation": held_out, "test": held_out}
+    return _Sizes(chunk, rows, max(row_bytes, train * row_bytes // 8))
+
+
+def _write(
+    source: EventSource,
+    target: Path | str,
+    request: dict[str, Any],
+    codes: np.ndarray,
+    counts: dict[str, int],
+    sizes: _Sizes,
+    found: Missing,
+    num_writers: int | None,
+    progress: bool,
+) -> None:
+    writer = StoreWriter(target, source.layout, request, counts, sizes.shard_rows, sizes.chunk_rows)
+    done = writer.finished_shards()
+    streams = [
+        _Stream(writer, name, codes == place, sizes.shard_rows[name], {n for split, n in done if split == name})
+        for place, name in enumerate(SPLITS)
+    ]
+    start = min(stream.first_missing() for stream in streams)
+    total = source.layout.num_grid_events
+    threads = num_writers or max(1, min(4, (os.cpu_count() or 1) - 1))
+    with ThreadPoolExecutor(threads) as pool, progress_bar("sharding", total, progress) as update:
+        pending = _Pending(pool, threads)
+        for block in source.blocks(sizes.block_bytes, start):
+            block = found.resolve(block, source)
+            for stream in streams:
+                stream.put(block, pending)
+            update(block.start + len(block.events), "")
+        pending.wait()
+    writer.finish(source.coordinates(), found.counts)
+
+
+class _Stream:
+    """Collects the rows of one split, and hands over every shard that is full."""
+
+    def __init__(
+        self, writer: StoreWriter, name: str, mine: np.ndarray, shard_rows: int, done: set[int]
+    ) -> None:
+        self._writer, self._name, self._shard_rows = writer, name, shard_rows
+        self._mine, self._done = mine, done
+        self._num_rows = int(np.count_nonzero(mine))
+        self._row: int | None = None
+        self._buffers: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
+
+    def first_missing(self) -> int:
+        """Grid index of the first row of the first shard that is not there yet."""
+        num_shards = -(-self._num_rows // self._shard_rows)
+        number = next((number for number in range(num_shards) if number not in self._done), None)
+        if number is None:
+            return len(self._mine)
+        return int(np.flatnonzero(self._mine)[number * self._shard_rows]) if number else 0
+
+    def put(self, block: Block, pending: _Pending) -> None:
+        if self._row is None:
+            self._row = int(np.count_nonzero(self._mine[: block.start]))
+        rows = np.flatnonzero(self._mine[block.start : block.start + len(block.events)])
+        while len(rows):
+            number, filled = divmod(self._row, self._shard_rows)
+            size = min(self._shard_rows, self._num_rows - number * self._shard_rows)
+            take, rows = rows[: size - filled], rows[size - filled :]
+            if number not in self._done:
+                if self._buffers is None:
+                    self._buffers = self._writer.buffers(size)
+                events, index, context = self._buffers
+                into = slice(filled, filled + len(take))
+                events[into] = block.events[take]
+                index[into] = block.start + take
+                if context is not None and block.context is not None:
+                    context[into] = block.context[take]
+                if filled + len(take) == size:
+                    pending.submit(self._writer.write, self._name, number, *self._buffers)
+                    self._buffers = None
+            self._row += len(take)
+
+
+class _Pending:
+    """Writes under way, no more of them than there are writers: what is full waits, and memory stays bounded."""
+
+    def __init__(self, pool: ThreadPoolExecutor, most: int) -> None:
+        self._pool, self._most = pool, most
+        self._futures: list = []
+
+    def submit(self, write: Any, *arguments: Any) -> None:
+        while len(self._futures) >= self._most:
+            self._futures.pop(0).result()
+        self._futures.append(self._pool.submit(write, *arguments))
+
+    def wait(self) -> None:
+        for future in self._futures:
+            future.result()
+
+
+def _require_place(path: str | Path, overwrite: bool) -> None:
+    if is_url(path) or not Path(path).exists():
+        return
+    if not overwrite:
+        raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
+    if not (Path(path) / "zarr.json").exists():
+        raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
+
+
+def _require_events(counts: dict[str, int], rule: SplitRule, found: Missing) -> None:
+    total = sum(counts.values())
+    if total == 0:
+        raise DataError(f"no events left: all {found.num_dropped} had missing values")
+    for name, share in zip(SPLITS, rule.fractions, strict=True):
+        if share > 0 and counts[name] == 0:
+            raise DataError(
+                f"{total} event{'s' if total > 1 else ''} cannot be shared out over train, validation and test: "
+                f"none is left for {name}; give more, or other shares (--split 1,0,0)"
+            )
+
+
+def _identity(data: Any, source: EventSource) -> dict[str, Any]:
+    """What the events come from: files by name, size and time; data in memory by their kind, never the same twice."""
+    paths = [data] if isinstance(data, (str, Path)) else data
+    if isinstance(paths, (list, tuple)) and all(isinstance(path, (str, Path)) for path in paths):
+        return {"files": [_file_identity(path) for path in paths]}
+    return {"memory": type(data).__name__, "token": hashlib.sha256(os.urandom(16)).hexdigest()[:16]}
+
+
+def _file_identity(path: str | Path) -> list[Any]:
+    if is_url(path):
+        return [str(path)]
+    stat = Path(path).stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Put the finished store in its place; what stood there is removed only once it is."""
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+

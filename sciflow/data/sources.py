@@ -1,0 +1,173 @@
+"""From what a user names, a file, a folder, a table or an array, to a source of events."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sciflow.data.source import EventSource, GridSource
+from sciflow.data.table import DELIMITERS, TableSource
+from sciflow.errors import DataError, LayoutError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["as_dataset", "open_source"]
+
+TABLES = {*DELIMITERS, ".parquet", ".pq"}
+NETCDF = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".netcdf"}
+GRIB = {".grib", ".grib2", ".grb", ".grb2"}
+ARRAYS = {".npz", ".npy"}
+
+
+def open_source(
+    data: Any,
+    *,
+    variables: Sequence[str] | None = None,
+    event: Mapping[str, int | None] | Sequence[str] | None = None,
+    sample: Sequence[str] | None = None,
+    stride: Mapping[str, int] | None = None,
+    context: Sequence[str] = (),
+    dtype: str = "float32",
+) -> EventSource:
+    """Open what a user has as a source of events.
+
+    Args:
+        data: A path or several of one kind (NetCDF, Zarr, GRIB, CSV, TSV, Parquet, npz, npy), an ``xarray.Dataset`` or
+            ``DataArray``, a pandas ``DataFrame``, a NumPy array or a torch tensor.
+        variables: What an event is made of.
+        event: Window length by dimension, None for a whole dimension; or names of whole dimensions.
+        sample: Dimensions that are counted.
+        stride: Steps from a window to the next, by dimension.
+        context: Variables that an event is conditioned on.
+        dtype: Floating dtype of the events.
+
+    Raises:
+        DataError: A file is missing, empty, not what its name says, or does not hold numbers.
+        LayoutError: A variable or dimension does not exist or does not fit.
+    """
+    if dtype not in ("float32", "float64"):
+        raise LayoutError(f"dtype '{dtype}': events are stored as float32 or float64")
+    paths = [data] if isinstance(data, (str, Path)) else data
+    is_paths = isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths)
+    if is_paths and Path(paths[0]).suffix.lower() in TABLES:
+        if event or stride or list(sample or ["row"]) != ["row"]:
+            raise LayoutError(f"{paths[0]}: the events of a table are its rows: leave out --event, --stride and --sample")
+        _require_one_kind(paths)
+        _require_files(paths)
+        return TableSource(paths, variables, context, dtype)
+    dataset = _open_files(paths) if is_paths else as_dataset(data)
+    name = str(paths[0]) if is_paths else "dataset"
+    return GridSource(dataset, variables, event, sample, stride, context, dtype, name)
+
+
+def as_dataset(data: Any) -> xr.Dataset:
+    """Return an ``xarray.Dataset`` of an array, a table or labelled data that are already in memory.
+
+    Raises:
+        DataError: It is none of these.
+
+    Example:
+        >>> dict(as_dataset(np.zeros((5, 3))).sizes)
+        {'row': 5, 'feature': 3}
+    """
+    import pandas as pd
+    import xarray as xr
+
+    if isinstance(data, xr.Dataset):
+        return data
+    if isinstance(data, xr.DataArray):
+        return data.to_dataset(name=data.name or "value")
+    if isinstance(data, pd.DataFrame):
+        columns = {str(name): ("row", data[name].to_numpy()) for name in data.columns}
+        return xr.Dataset(columns, coords={"row": data.index.to_numpy()})
+    if hasattr(data, "detach"):
+        data = data.detach().cpu().numpy()
+    if isinstance(data, np.ndarray):
+        return xr.Dataset({"x": (_dims(data.ndim), data)})
+    raise DataError(f"cannot take events from a {type(data).__name__}: give a path, xarray, pandas, NumPy or torch")
+
+
+def _dims(ndim: int) -> tuple[str, ...]:
+    if ndim == 0:
+        raise DataError("a single number is no set of events")
+    return ("row", "feature")[:ndim] if ndim <= 2 else ("row", *(f"axis_{i}" for i in range(1, ndim)))
+
+
+def _open_files(paths: Sequence[str | Path]) -> xr.Dataset:
+    import xarray as xr
+
+    _require_one_kind(paths)
+    _require_files(paths)
+    first = Path(paths[0])
+    suffix = first.suffix.lower()
+    if suffix in ARRAYS:
+        if len(paths) > 1:
+            raise DataError(f"{first}: give one {suffix} file at a time, or join them first")
+        return _open_arrays(first)
+    if suffix in GRIB:
+        engine: str | None = "cfgrib"
+    elif first.is_dir() or suffix == ".zarr" or "://" in str(paths[0]):
+        engine = "zarr"
+    elif suffix in NETCDF:
+        engine = None
+    else:
+        kinds = ", ".join(sorted({*TABLES, *NETCDF, *GRIB, *ARRAYS, ".zarr"}))
+        raise DataError(f"{first}: unknown kind of file; known: {kinds}")
+    try:
+        if len(paths) > 1:
+            return xr.open_mfdataset([str(path) for path in paths], engine=engine, combine="by_coords")
+        return xr.open_dataset(str(paths[0]), engine=engine)
+    except ImportError as error:
+        raise DataError(f"{first}: reading it needs another package: {str(error).splitlines()[0]}") from None
+    except PermissionError:
+        raise DataError(f"{first}: no permission to read it") from None
+    except Exception as error:
+        if engine == "cfgrib" and "unrecognized engine" in str(error):
+            raise DataError(f"{first}: reading GRIB needs cfgrib: pip install cfgrib") from None
+        raise DataError(f"{first}: not a readable {suffix or 'Zarr'} file: {str(error).splitlines()[0]}") from None
+
+
+def _open_arrays(path: Path) -> xr.Dataset:
+    import xarray as xr
+
+    try:
+        if path.suffix.lower() == ".npy":
+            return as_dataset(np.load(path, mmap_mode="r", allow_pickle=False))
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error):
+            raise DataError(f"{path}: it holds Python objects (a pickle), which are not read: save plain arrays") from None
+        raise DataError(f"{path}: not a readable {path.suffix} file: {str(error).splitlines()[0]}") from None
+    found = {}
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            continue
+        # Arrays of one length share their rows; what is inside a row is each array's own.
+        found[name] = (("row" if len(array) == _rows(arrays) else f"{name}_row", *(f"{name}_{i}" for i in range(1, array.ndim))), array)
+    return xr.Dataset(found)
+
+
+def _rows(arrays: Mapping[str, np.ndarray]) -> int:
+    return max(len(array) for array in arrays.values() if array.ndim)
+
+
+def _require_one_kind(paths: Sequence[str | Path]) -> None:
+    kinds = {Path(path).suffix.lower() for path in paths}
+    if len(kinds) > 1:
+        raise DataError(f"sources of several kinds ({', '.join(sorted(kinds))}): shard them one kind at a time")
+
+
+def _require_files(paths: Sequence[str | Path]) -> None:
+    for path in paths:
+        if "://" in str(path):
+            continue
+        if not Path(path).exists():
+            raise DataError(f"{path}: no such file")
+        if Path(path).is_file() and Path(path).stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty")

@@ -1,0 +1,311 @@
+"""A sharded store, opened for reading: splits, coordinates, statistics, and checks that what is read is what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from zarr.core.buffer.cpu import NDBuffer
+
+from sciflow.data.layout import Layout
+from sciflow.data.manifest import Manifest, ShardRecord
+from sciflow.data.split import SPLITS
+from sciflow.data.statistics import Statistics
+from sciflow.errors import ShapeError, StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["FORMAT", "VERSION", "Split", "Store", "is_url", "open_store", "read_attributes"]
+
+FORMAT = "sciflow-store"
+VERSION = 1
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store that :func:`sciflow.shard` wrote.
+
+    Args:
+        path: A folder, or a URL that fsspec knows (``s3://...``).
+
+    Raises:
+        StoreError: There is no store, it is incomplete or damaged, or another version wrote it.
+    """
+    return Store(path)
+
+
+class Store:
+    """Events in shards, with what is known about them.
+
+    Attributes:
+        path: Where it is.
+        layout: What is counted, and what an event is made of.
+        manifest: Its shards.
+        train, validation, test: The splits, each a :class:`Split`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        attributes = read_attributes(self.path)
+        self.layout = Layout.from_json(attributes["layout"])
+        self.attributes = attributes
+        try:
+            self._group = zarr.open_group(self.path, mode="r")
+            self.manifest = Manifest.from_json(json.loads(str(self._group["manifest"].attrs["shards"])))
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(f"{self.path}: damaged or incomplete: no readable manifest ({_line(error)})") from None
+        self.train, self.validation, self.test = (Split(self, name) for name in SPLITS)
+
+    def __len__(self) -> int:
+        return sum(len(split) for split in self.splits)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split.name} {len(split):,}" for split in self.splits)
+        return f"Store({self.path}: events {list(self.event_shape)} of {', '.join(self.layout.variables)}; {sizes})"
+
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """Training, validation and test."""
+        return self.train, self.validation, self.test
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return self.layout.event_shape
+
+    @property
+    def context_shape(self) -> tuple[int, ...] | None:
+        """Shape of what events are conditioned on, or None."""
+        return self.layout.context_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all events in their order."""
+        return self.manifest.fingerprint
+
+    @property
+    def coordinates(self) -> xr.Dataset:
+        """Coordinates of the sample dimensions and of the event's axes, loaded."""
+        import xarray as xr
+
+        return xr.open_zarr(self.path, group="coordinates", consolidated=False).load()
+
+    @property
+    def statistics(self) -> Statistics:
+        """Moments and extrema of the training events."""
+        group = self._group["statistics"]
+        assert isinstance(group, zarr.Group)
+        arrays = {name: np.asarray(group[name][...]) for name in ("mean", "variance", "minimum", "maximum")}  # type: ignore[index]
+        return Statistics(int(group.attrs["count"]), **arrays)  # type: ignore[call-overload]
+
+
+class Split:
+    """One split of a store; indexing returns events as a tensor.
+
+    Attributes:
+        name: ``train``, ``validation`` or ``test``.
+        shard_rows: Events in every shard but the last.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self._path = store.path
+        self._layout = store.layout
+        self.shards = store.manifest.of_split(name)
+        self.shard_rows = int(store.attributes["shard_rows"][name])
+        self.chunk_rows = int(store.attributes["chunk_rows"])
+        self._num_events = sum(record.rows for record in self.shards)
+        self._arrays: dict[str, zarr.Array] = {}
+        if self.shards:
+            self._require_shards(self.shards)
+
+    def __len__(self) -> int:
+        return self._num_events
+
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self):,} events in {len(self.shards)} shards)"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one event."""
+        return self._layout.event_shape
+
+    def __getitem__(self, rows: int | slice | np.ndarray | Tensor) -> Tensor:
+        """Events as a tensor: ``split[3]``, ``split[:256]``, ``split[[5, 2]]``."""
+        return self._take("events", rows)
+
+    @property
+    def context(self) -> _Rows:
+        """The context of the same rows: ``split.context[:256]``."""
+        return _Rows(self, "context")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[row] for row in range(len(self)))
+
+    def read(self, start: int, stop: int, events: np.ndarray, context: np.ndarray | None = None) -> None:
+        """Read rows ``start:stop`` into arrays that the caller keeps.
+
+        Decoding into a buffer that is used again is half the cost of reading: fresh memory must be paged in.
+
+        Args:
+            start: First row.
+            stop: One past the last row.
+            events: ``[stop - start, *event_shape]``, contiguous, of the layout's dtype.
+            context: ``[stop - start, context_size]``, or None to leave the context out.
+
+        Raises:
+            StoreError: A shard is missing or damaged; the message names it.
+        """
+        self._read("events", start, stop, events)
+        if context is not None:
+            self._read("context", start, stop, context)
+
+    def grid_index(self, start: int, stop: int) -> np.ndarray:
+        """Places of rows ``start:stop`` in the grid of all events."""
+        out = np.empty(stop - start, np.int64)
+        self._read("index", start, stop, out)
+        return out
+
+    def shard_range(self, number: int) -> tuple[int, int]:
+        """First row of a shard, and one past its last."""
+        start = number * self.shard_rows
+        return start, start + self.shards[number].rows
+
+    def _take(self, name: str, rows: int | slice | np.ndarray | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                out = self._empty(name, max(0, stop - start))
+                self._read(name, start, max(start, stop), out)
+                return torch.from_numpy(out)
+            rows = np.arange(start, stop, step)
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} of {len(self)} in {self.name}")
+            return self._take(name, slice(rows % len(self), rows % len(self) + 1))[0]
+        index = np.asarray(rows)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        if index.size and not (-len(self) <= index.min() and index.max() < len(self)):
+            raise IndexError(f"rows up to {index.max()} of {len(self)} in {self.name}")
+        index = index % max(1, len(self))
+        # Each chunk is decoded once, whatever the order of the rows.
+        out = self._empty(name, len(index))
+        for chunk in np.unique(index // self.chunk_rows):
+            start = int(chunk) * self.chunk_rows
+            stop = min(start + self.chunk_rows, len(self))
+            block = self._empty(name, stop - start)
+            self._read(name, start, stop, block)
+            mine = index // self.chunk_rows == chunk
+            out[mine] = block[index[mine] - start]
+        return torch.from_numpy(out)
+
+    def _empty(self, name: str, n: int) -> np.ndarray:
+        if name == "context" and not self._layout.context:
+            raise ShapeError(f"{self._path}: this store has no context")
+        shape = self._layout.event_shape if name == "events" else (self._layout.context_size,)
+        return np.empty((n, *shape), self._layout.dtype)
+
+    def _read(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
+        if stop <= start:
+            return
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"rows {start}:{stop} of {len(self)} in {self.name}")
+        touched = self.shards[start // self.shard_rows : (stop - 1) // self.shard_rows + 1]
+        # A shard that is gone would be read as fill values, without an error.
+        self._require_shards(touched)
+        try:
+            self._array(name).get_basic_selection((slice(start, stop),), out=NDBuffer.from_numpy_array(out))
+        except Exception as error:
+            raise StoreError(f"{self._damaged(name, touched)} ({_line(error)})") from None
+
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            pipeline = "zarr.core.codec_pipeline.BatchedCodecPipeline" if is_url(self._path) else "zarrs.ZarrsCodecPipeline"
+            with zarr.config.set({"codec_pipeline.path": pipeline}):
+                array = zarr.open_array(self._path, path=f"{self.name}/{name}", mode="r")
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def _require_shards(self, shards: list[ShardRecord]) -> None:
+        if is_url(self._path):
+            return
+        for record in shards:
+            if not self._file(record).is_file():
+                raise StoreError(
+                    f"{self._path}: shard {record.name} is missing ({self._file(record)}): "
+                    "restore it, or shard the source again"
+                )
+
+    def _file(self, record: ShardRecord) -> Path:
+        zeros = ["0"] * len(self._layout.event_shape)
+        return Path(self._path, self.name, "events", "c", str(record.number), *zeros)
+
+    def _damaged(self, name: str, touched: list[ShardRecord]) -> str:
+        """Name the shard of a failed read: the first one that cannot be read alone."""
+        for record in touched:
+            start, stop = self.shard_range(record.number)
+            try:
+                self._array(name).get_basic_selection((slice(start, stop),))
+            except Exception:
+                return f"{self._path}: shard {record.name} is damaged ({self._file(record)}): restore it, or shard the source again"
+        return f"{self._path}: {self.name} cannot be read"
+
+
+class _Rows:
+    """The context of a split, indexed as the split is."""
+
+    def __init__(self, split: Split, name: str) -> None:
+        self._split, self._name = split, name
+
+    def __getitem__(self, rows: int | slice | np.ndarray | Tensor) -> Tensor:
+        return self._split._take(self._name, rows)
+
+
+def read_attributes(path: str) -> dict[str, Any]:
+    """What the store says of itself, read without opening its arrays.
+
+    Raises:
+        StoreError: There is no store, it is incomplete, or another version wrote it.
+    """
+    if not is_url(path):
+        folder = Path(path)
+        if not folder.exists():
+            partial = Path(f"{path}.partial")
+            hint = (
+                f"{partial} is half-written: run the same sciflow shard command again"
+                if partial.exists()
+                else "make one with sciflow shard"
+            )
+            raise StoreError(f"{path}: no such store; {hint}")
+        if not folder.is_dir():
+            raise StoreError(f"{path}: a file, not a store: make one of it with sciflow shard {path} STORE")
+    try:
+        attributes = zarr.open_group(path, mode="r").attrs.asdict().get("sciflow")
+    except PermissionError:
+        raise StoreError(f"{path}: no permission to read it") from None
+    except Exception as error:
+        raise StoreError(f"{path}: not a Zarr v3 group, or damaged ({_line(error)})") from None
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise StoreError(f"{path}: a Zarr group, but not a store of ours: make one of it with sciflow shard {path} STORE")
+    if attributes.get("version") != VERSION:
+        raise StoreError(
+            f"{path}: written as store version {attributes.get('version')}, this sciflow reads version {VERSION}: "
+            "shard the source again, or use the sciflow that wrote it"
+        )
+    return attributes
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is for fsspec rather than for this file system."""
+    return "://" in str(path)
+
+
+def _line(error: Exception) -> str:
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -3,11 +3,12 @@
 # on a filesystem that every node sees; a job that was stopped goes on when it is submitted again.
 #
 #   sbatch --nodes 4 cluster/slurm.sh \
-#     sciflow train workflows/era5_daily_cycle.yaml --address auto cluster.num_workers=4
+#     sciflow train workflows/era5_daily_cycle.yaml --address auto cluster.num_workers=4 cluster.use_gpu=true
 #   sbatch --nodes 4 cluster/slurm.sh \
 #     sciflow score runs/era5-daily-cycle STORE --out SCORES --address auto
 #
-# Options of sbatch go before the script's name and win over the lines below; without GPUs: --gpus-per-node 0.
+# Options of sbatch go before the script's name and win over the lines below. Without GPUs: --gpus-per-node 0, and no
+# cluster.use_gpu=true.
 #SBATCH --job-name=sciflow
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

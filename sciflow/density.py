@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sciflow.errors import ShapeError
 
-__all__ = ["Density", "Likelihood", "Status"]
+__all__ = ["Density", "Likelihood", "Status", "checked_shape"]
 
 
 class Status(IntEnum):
@@ -103,8 +103,8 @@ class Density(nn.Module, ABC):
         arguments: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.event_shape = _shape(event_shape, "event_shape")
-        self.context_shape = None if context_shape is None else _shape(context_shape, "context_shape")
+        self.event_shape = checked_shape(event_shape, "event_shape")
+        self.context_shape = None if context_shape is None else checked_shape(context_shape, "context_shape")
         self.preprocess = preprocess
         self.preprocess_context = preprocess_context
         self.arguments = {
@@ -310,7 +310,8 @@ class Density(nn.Module, ABC):
         return seed
 
 
-def _shape(shape: Sequence[int], name: str) -> torch.Size:
+def checked_shape(shape: Sequence[int], name: str) -> torch.Size:
+    """Return an event or context shape as torch has it; an error names it as the argument ``name``."""
     if isinstance(shape, int):
         raise ShapeError(f"{name} must be a sequence, such as ({shape},); got {shape}")
     size = torch.Size(int(n) for n in shape)

@@ -41,9 +41,9 @@ class Affine(Bijection):
         self.register_buffer("log_scale", log_scale)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z = (x - self.mean) * torch.exp(-self.log_scale)
-        return z, -self.log_scale.sum().expand(self.batch_shape(x))
+        batch = self.batch_shape(x)
+        return (x - self.mean) * torch.exp(-self.log_scale), -self.log_scale.sum().expand(batch)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = z * torch.exp(self.log_scale) + self.mean
-        return x, self.log_scale.sum().expand(self.batch_shape(z))
+        batch = self.batch_shape(z)
+        return z * torch.exp(self.log_scale) + self.mean, self.log_scale.sum().expand(batch)

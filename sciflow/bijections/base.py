@@ -46,6 +46,11 @@ class Bijection(nn.Module, ABC):
         self.batch_shape(x)
         return self
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether :meth:`fit` has been called, or need not be; it is saved with the model."""
+        return True
+
     def batch_shape(self, x: Tensor) -> torch.Size:
         """Return the leading dimensions of ``x``, after checking that the trailing ones are an event.
 

@@ -18,6 +18,7 @@ class Identity(Bijection):
         event_shape: Shape of one event.
 
     Example:
+        >>> import torch
         >>> z, log_det = Identity((2,))(torch.ones(3, 2))
         >>> log_det
         tensor([0., 0., 0.])

@@ -157,9 +157,11 @@ def sequential(
     dtype: str = "float32",
     rank: int = 0,
     world_size: int = 1,
+    every: int = 1,
 ) -> Iterator[Batch]:
-    """Yield all rows in order, the batches dealt to the workers in turn."""
-    for start in range(rank * batch_size, len(rows), world_size * batch_size):
+    """Yield the rows in order, every ``every``-th batch of them, the batches dealt to the workers in turn."""
+    starts = range(0, len(rows), batch_size * every)
+    for start in starts[rank::world_size]:
         stop = min(start + batch_size, len(rows))
         events = np.empty((stop - start, *rows.event_shape), dtype)
         context = None if context_shape is None else np.empty((stop - start, *context_shape), dtype)

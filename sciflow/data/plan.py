@@ -35,9 +35,9 @@ class Window:
         return sum(stop - start for start, stop in self.units)
 
     def units_of(self, rank: int, world_size: int) -> list[int]:
-        """Units that worker ``rank`` of ``world_size`` reads: whole shards where there are enough of them."""
+        """Units that worker ``rank`` of ``world_size`` reads: whole shards where they can be dealt out evenly."""
         distinct = list(dict.fromkeys(self.shards))
-        if len(distinct) >= world_size:
+        if len(distinct) % world_size == 0:
             place = {shard: number for number, shard in enumerate(distinct)}
             return [unit for unit, shard in enumerate(self.shards) if place[shard] % world_size == rank]
         return list(range(rank, len(self.units), world_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +27,7 @@ class ResidualMLP(nn.Module):
         dropout: Probability with which a unit inside a block is silenced while training.
 
     Example:
+        >>> import torch
         >>> net = ResidualMLP(3, 5, hidden_features=(64, 64))
         >>> net(torch.ones(2, 7, 3)).shape
         torch.Size([2, 7, 5])
@@ -42,7 +44,7 @@ class ResidualMLP(nn.Module):
         self.first = nn.Linear(in_features, hidden_features[0])
         self.blocks = nn.ModuleList(
             _Block(width, dropout) if width == before else nn.Sequential(nn.ReLU(), nn.Linear(before, width))
-            for before, width in zip(hidden_features, hidden_features[1:], strict=False)
+            for before, width in pairwise(hidden_features)
         )
         self.last = nn.Linear(hidden_features[-1], out_features)
         nn.init.zeros_(self.last.weight)

@@ -1,0 +1,183 @@
+"""The workflow file: checked before anything starts, and every error says file, key, value and what would be valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sciflow.errors import ConfigError, nearest
+
+__all__ = ["Cluster", "Data", "Scoring", "Section", "Training", "Workflow", "load_workflow", "validate"]
+
+
+class Section(BaseModel):
+    """A part of the workflow file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the events are."""
+
+    store: str = Field(min_length=1, description="A store that sciflow shard wrote: a folder or a URL.")
+
+
+class Training(Section):
+    """How a density is trained. What is left out is chosen by a rule from the number of training events."""
+
+    batch_size: int | None = Field(None, ge=1, description="Events in a global batch, over all workers.")
+    max_steps: int | None = Field(None, ge=1, description="Steps of the optimiser, at most.")
+    max_epochs: int | None = Field(None, ge=1, description="Passes over the training events, at most.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the learning rate.")
+    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay (AdamW).")
+    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient.")
+    validate_every: int | None = Field(None, ge=1, description="Steps between validations; a checkpoint goes with each.")
+    patience: int = Field(12, ge=1, description="Validations without a better one before training stops.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the networks; log p keeps float32.")
+    compile: bool = Field(False, description="Compile the loss with torch.compile.")
+    shuffle_megabytes: int = Field(128, ge=1, description="Events shuffled together, over all workers.")
+    degenerate: Literal["error", "warn"] = Field("error", description="What a constant or duplicate variable leads to.")
+    seed: int = Field(0, ge=0, description="Of weights, order and noise.")
+
+
+class Scoring(Section):
+    """Where the scores go."""
+
+    out: str | None = Field(None, description="A Zarr store to be written.")
+    batch_size: int = Field(4096, ge=1, description="Events scored at a time.")
+
+
+class Cluster(Section):
+    """What Ray gives to a run. Not part of a run's identity: it may change from one start to the next."""
+
+    num_workers: int = Field(1, ge=1, description="Training workers.")
+    use_gpu: bool = Field(False, description="One GPU a worker.")
+    cpus_per_worker: int = Field(1, ge=1, description="Processor cores a worker.")
+    max_failures: int = Field(3, ge=0, description="Restarts after lost workers.")
+
+
+class Workflow(Section):
+    """A workflow file.
+
+    Example:
+        >>> Workflow(name="demo", data={"store": "rows.zarr"}).training.learning_rate
+        0.001
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run; its folder is runs/NAME.")
+    data: Data
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "nsf"}, description="A family and its arguments.")
+    training: Training = Training()
+    scoring: Scoring = Scoring()
+    cluster: Cluster = Cluster()
+
+
+def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: Sequence[str] = ()) -> Workflow:
+    """Read and check a workflow.
+
+    Args:
+        source: A YAML file, or what it would hold.
+        overrides: ``key=value`` with dots, such as ``training.max_steps=500``; values are YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is wrong.
+
+    Example:
+        >>> load_workflow({"name": "demo", "data": {"store": "rows.zarr"}}, ["training.max_steps=500"]).training.max_steps
+        500
+    """
+    if isinstance(source, Workflow):
+        return _overridden(source.model_dump(), overrides, "workflow")
+    if isinstance(source, Mapping):
+        return _overridden(dict(source), overrides, "workflow")
+    path = Path(source)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such workflow file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a workflow is a mapping with name, data, model, training; this is {content!r:.60}")
+    return _overridden(content, overrides, str(path))
+
+
+def validate(section: type[Section], values: Mapping[str, Any], where: str) -> Any:
+    """Build a section; the first thing wrong with it becomes one line.
+
+    Raises:
+        ConfigError: Names file, key, value and what would be valid.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_first(error, section, where)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} is given twice{str(node.start_mark).replace(chr(34), '')}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _overridden(content: dict[str, Any], overrides: Sequence[str], where: str) -> Workflow:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override}: give key=value, such as training.max_steps=500")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
+        *parents, last = key.split(".")
+        at = content
+        for parent in parents:
+            below = at.get(parent)
+            at[parent] = dict(below) if isinstance(below, Mapping) else {}
+            at = at[parent]
+        at[last] = value
+    workflow: Workflow = validate(Workflow, content, where if not overrides else "")
+    return workflow
+
+
+def _first(error: ValidationError, section: type[Section], where: str) -> str:
+    """The first problem as ``file: key: what is wrong``; unknown keys before the rest, since they explain it."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    place = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    key = ".".join(str(part) for part in place) or section.__name__.lower()
+    prefix = f"{where}: " if where else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{prefix}{key}: unknown key; {nearest(str(place[-1]), _known(section, place[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{prefix}{key}: missing; it must be given"
+    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{prefix}{key}: got {problem['input']!r}, it must be {text}"
+
+
+def _known(section: type[Section], parents: Sequence[Any]) -> list[str]:
+    for parent in parents:
+        below = section.model_fields[str(parent)].annotation
+        if isinstance(below, type) and issubclass(below, Section):
+            section = below
+    return list(section.model_fields)

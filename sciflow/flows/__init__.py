@@ -1,0 +1,6 @@
+"""Named normalizing flows."""
+
+from sciflow.flows.flow import Flow
+from sciflow.flows.nsf import NSF
+
+__all__ = ["NSF", "Flow"]

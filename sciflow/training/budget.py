@@ -1,0 +1,46 @@
+"""How long to train, and in what batches, where the user does not say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sciflow.config import Training
+
+__all__ = ["Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The numbers that depend on how many events there are.
+
+    Attributes:
+        batch_size: Events in a global batch.
+        max_steps: Steps of the optimiser.
+        validate_every: Steps between validations.
+    """
+
+    batch_size: int
+    max_steps: int
+    validate_every: int
+
+    @classmethod
+    def of(cls, settings: Training, num_rows: int) -> Budget:
+        """Choose what the settings leave open.
+
+        The batch grows with the square root of the data, a power of two from 64 to 4,096. Small sets are seen a few
+        hundred times, for early stopping ends what is too long; large sets at least ten times.
+
+        Example:
+            >>> Budget.of(Training(), 10_000)
+            Budget(batch_size=256, max_steps=4000, validate_every=80)
+        """
+        rule = 2 ** round(math.log2(max(1.0, 2.5 * math.sqrt(num_rows))))
+        batch_size = min(settings.batch_size or min(4096, max(64, rule)), num_rows)
+        per_epoch = -(-num_rows // batch_size)
+        if settings.max_epochs is not None:
+            steps = settings.max_epochs * per_epoch
+            max_steps = min(steps, settings.max_steps or steps)
+        else:
+            max_steps = settings.max_steps or max(10 * per_epoch, min(4000, 300 * per_epoch))
+        return cls(batch_size, max_steps, settings.validate_every or max(1, max_steps // 50))

@@ -1,0 +1,104 @@
+"""The figures of a training run: kept in memory, and in ``metrics.jsonl`` and TensorBoard where there is a folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sciflow.training.evaluate import Evaluation
+
+__all__ = ["Metrics", "read_metrics"]
+
+
+class Metrics:
+    """Records of training and validation.
+
+    Args:
+        folder: Where ``metrics.jsonl`` and ``tensorboard/`` are written; None keeps the records in memory alone.
+        every: Steps between records of the training loss.
+        update: Called at every step with the step and a few words, for a progress bar.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, every: int = 10, update: Callable[[int, str], None] = lambda step, note: None
+    ) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._folder, self._every, self._update = folder, every, update
+        self._file: Any = None
+        self._board: Any = None
+        self._loss, self._steps, self._rows, self._since = 0.0, 0, 0, time.monotonic()
+        self._note = ""
+
+    def resume_from(self, step: int) -> None:
+        """Begin, or go on after ``step``: records of later steps, which will be made again, are dropped."""
+        self._since = time.monotonic()
+        if self._folder is None:
+            return
+        path = self._folder / "metrics.jsonl"
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = path.open("a", buffering=1)
+
+    def step(self, step: int, epoch: int, loss: float, learning_rate: float, gradient_norm: float, rows: int) -> None:
+        """Take note of one step; every few of them become a record."""
+        self._loss += loss
+        self._steps += 1
+        self._rows += rows
+        if step % self._every == 0:
+            now = time.monotonic()
+            mean = self._loss / self._steps
+            self._record(
+                step=step,
+                epoch=epoch,
+                loss=mean,
+                learning_rate=learning_rate,
+                gradient_norm=gradient_norm,
+                rows_per_second=round(self._rows / max(1e-9, now - self._since), 1),
+            )
+            self._note = f"loss {mean:.3f}" + self._note[self._note.find(",") :] * ("," in self._note)
+            self._loss, self._steps, self._rows, self._since = 0.0, 0, 0, now
+        self._update(step, self._note)
+
+    def validation(self, step: int, found: Evaluation) -> None:
+        """Take note of a validation."""
+        self._record(step=step, validation_log_prob=found.mean, validation_error=found.error)
+        self._note = self._note.partition(",")[0] + f", validation {found.mean:.3f}"
+        self._update(step, self._note)
+        self._since = time.monotonic()
+        self._rows = 0
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+
+    def _record(self, **record: Any) -> None:
+        self.records.append(record)
+        if self._file is None:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            assert self._folder is not None
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=record["step"])
+        for name, value in record.items():
+            if name not in ("step", "epoch"):
+                self._board.add_scalar(name, value, record["step"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; a last line that was cut short is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records

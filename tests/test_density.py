@@ -1,0 +1,175 @@
+"""The contract of a density: shapes, contexts, seeds, units, and what a likelihood record says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sciflow.density import Density, Likelihood, Status
+from sciflow.errors import ShapeError
+from sciflow.flows import NSF
+
+
+def make(**arguments) -> Density:
+    flow = NSF(**{"event_shape": (3,), "num_transforms": 2, "hidden_features": (16, 16), "seed": 0, **arguments})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return flow.eval()
+
+
+@pytest.fixture(params=["plain", "conditional"])
+def density(request: pytest.FixtureRequest) -> Density:
+    return make(context_shape=(2,) if request.param == "conditional" else None)
+
+
+def context_for(density: Density, *batch: int) -> torch.Tensor | None:
+    if density.context_shape is None:
+        return None
+    return torch.randn(*batch, *density.context_shape, generator=torch.Generator().manual_seed(1))
+
+
+class TestShapes:
+    @pytest.mark.parametrize("batch", [(), (1,), (7,), (2, 5), (0,)])
+    def test_batch_dimensions_lead_and_come_back(self, density: Density, batch: tuple[int, ...]) -> None:
+        x, context = torch.randn(*batch, 3), context_for(density)
+        assert density.log_prob(x, context).shape == batch
+        assert density.loss(x, context).shape == batch
+        assert density.encode(x, context).shape == (*batch, 3)
+        assert density.decode(x, context).shape == (*batch, 3)
+        record = density.likelihood(x, context)
+        assert record.log_prob.shape == record.error.shape == record.nfe.shape == record.status.shape == batch
+
+    @pytest.mark.parametrize("n", [0, 4, (2, 3)])
+    def test_draws_lead_the_contexts(self, density: Density, n) -> None:
+        lead = (n,) if isinstance(n, int) else n
+        assert density.sample(n, context_for(density), seed=0).shape == (*lead, 3)
+        if density.context_shape is not None:
+            assert density.sample(n, context_for(density, 5), seed=0).shape == (*lead, 5, 3)
+
+    def test_arrays_and_other_dtypes_are_taken_by_value(self, density: Density) -> None:
+        x = np.random.default_rng(0).normal(size=(4, 3))
+        context = context_for(density)
+        expected = density.log_prob(torch.tensor(x, dtype=torch.float32), context)
+        assert torch.equal(density.log_prob(x, context), expected)
+        assert torch.equal(density.log_prob(torch.tensor(x), context), expected)
+
+    def test_a_wrong_event_shape_is_an_error_that_names_both(self, density: Density) -> None:
+        with pytest.raises(ShapeError, match=r"events of shape \[3\] expected.*got \[5, 4\]"):
+            density.log_prob(torch.zeros(5, 4), context_for(density))
+
+    def test_shapes_must_be_shapes(self) -> None:
+        with pytest.raises(ShapeError, match=r"event_shape must be a sequence, such as \(3,\)"):
+            NSF(event_shape=3)
+        with pytest.raises(ShapeError, match="event_shape must hold at least one dimension"):
+            NSF(event_shape=())
+        with pytest.raises(ShapeError, match="event_shape must hold at least one dimension, each of 1 or more"):
+            NSF(event_shape=(3, 0))
+
+
+class TestContext:
+    def test_one_for_all_or_one_a_row(self) -> None:
+        density = make(context_shape=(2,))
+        x, contexts = torch.randn(4, 5, 3), torch.randn(5, 2)
+        together = density.log_prob(x, contexts)
+        for i in range(5):
+            torch.testing.assert_close(together[:, i], density.log_prob(x[:, i], contexts[i]))
+        assert not torch.allclose(density.log_prob(x[0], contexts[0]), density.log_prob(x[0], contexts[1]))
+
+    def test_draws_belong_to_their_context(self) -> None:
+        density = make(context_shape=(2,))
+        contexts = torch.tensor([[0.0, 0.0], [5.0, -5.0]])
+        draws = density.sample(2000, contexts, seed=0)
+        for i in range(2):
+            alone = density.sample(2000, contexts[i], seed=1)
+            assert (draws[:, i].mean(0) - alone.mean(0)).abs().max() < 0.15
+        assert (draws[:, 0].mean(0) - draws[:, 1].mean(0)).abs().max() > 0.3
+
+    def test_missing_unwanted_or_unfitting_is_an_error(self) -> None:
+        conditional, plain, x = make(context_shape=(2,)), make(), torch.zeros(4, 3)
+        with pytest.raises(ShapeError, match=r"conditional: give context of shape \[2\]"):
+            conditional.log_prob(x)
+        with pytest.raises(ShapeError, match=r"context of shape \[2\] expected, got \[4, 3\]"):
+            conditional.log_prob(x, x)
+        with pytest.raises(ShapeError, match=r"context rows \[3\] do not broadcast over event rows \[4\]"):
+            conditional.log_prob(x, torch.zeros(3, 2))
+        with pytest.raises(ShapeError, match="has no context"):
+            plain.log_prob(x, torch.zeros(2))
+        with pytest.raises(ShapeError, match="conditional"):
+            conditional.sample(3)
+
+
+class TestSeeds:
+    def test_the_same_seed_draws_the_same(self, density: Density) -> None:
+        context = context_for(density)
+        first, again, other = (density.sample(6, context, seed=s) for s in (1, 1, 2))
+        by_generator = density.sample(6, context, seed=torch.Generator().manual_seed(1))
+        assert torch.equal(first, again)
+        assert torch.equal(first, by_generator)
+        assert not torch.equal(first, other)
+
+    def test_draws_are_cut_off_from_the_graph(self, density: Density) -> None:
+        assert not density.sample(2, context_for(density)).requires_grad
+
+
+class TestUnits:
+    @pytest.mark.parametrize("preprocess", ["standardize", "log1p", ["log1p", "standardize"], "logit"])
+    def test_a_change_of_units_moves_log_p_by_exactly_its_jacobian(self, preprocess) -> None:
+        x = torch.distributions.LogNormal(0.0, 0.7).sample((500, 3)).double()
+        units = torch.tensor([1000.0, 0.01, 3.6], dtype=torch.float64)
+        density = make(preprocess=preprocess).double()
+        density.fit_preprocessing(x)
+        before, loss = density.log_prob(x), density.loss(x)
+        density.fit_preprocessing(x * units)
+        torch.testing.assert_close(density.log_prob(x * units), before - units.log().sum(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(density.loss(x * units), loss + units.log().sum(), rtol=0, atol=1e-6)
+
+    def test_units_of_the_context_do_not_count(self) -> None:
+        density, x, context = make(context_shape=(2,)).double(), torch.randn(50, 3), torch.randn(50, 2)
+        density.fit_preprocessing(x, context)
+        before = density.log_prob(x, context)
+        density.fit_preprocessing(x, 100 * context)
+        torch.testing.assert_close(density.log_prob(x, 100 * context), before)
+
+    def test_draws_are_in_data_units(self) -> None:
+        density = NSF(event_shape=(2,), num_transforms=1, seed=0)
+        density.fit_preprocessing(torch.randn(1000, 2) * 8 + 280)
+        draws = density.sample(4000, seed=0)
+        assert (draws.mean(0) - 280).abs().max() < 1
+        assert (draws.std(0) - 8).abs().max() < 1
+
+
+class TestLikelihood:
+    def test_a_bad_row_has_a_status_and_spoils_no_other(self, density: Density) -> None:
+        x, context = torch.randn(5, 3), context_for(density)
+        expected = density.likelihood(x, context)
+        x[1, 0], x[3, 2] = torch.nan, torch.inf
+        record = density.likelihood(x, context)
+        assert record.status.tolist() == [Status.OK, Status.NON_FINITE, Status.OK, Status.NON_FINITE, Status.OK]
+        good = record.status == Status.OK
+        torch.testing.assert_close(record.log_prob[good], expected.log_prob[good])
+        assert ", 3 ok)" in repr(record)
+
+    def test_an_impossible_row_is_certain(self) -> None:
+        density = make(preprocess={"logit": {"low": 0, "high": 1}})
+        record = density.likelihood(torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 1.5]]))
+        assert record.log_prob[1] == -math.inf
+        assert record.status.tolist() == [Status.OK, Status.OK]
+
+    def test_an_exact_one_agrees_with_log_prob(self, density: Density) -> None:
+        x, context = torch.randn(4, 3), context_for(density)
+        record = density.likelihood(x, context)
+        assert record.kind == "exact"
+        assert torch.equal(record.log_prob, density.log_prob(x, context))
+        assert record.error.tolist() == [0.0] * 4
+        assert record.nfe.tolist() == [1] * 4
+        assert len(record) == 4
+
+    def test_repr_when_no_row_is_ok(self) -> None:
+        row = torch.full((2,), torch.nan)
+        status = torch.full((2,), int(Status.NON_FINITE))
+        assert repr(Likelihood(row, row, row, status, "exact")) == "Likelihood(exact, 2 rows: none ok)"

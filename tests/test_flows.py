@@ -1,0 +1,202 @@
+"""One suite over every flow: a new one joins FLOWS by one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sciflow.errors import ConfigError
+from sciflow.flows import NSF, Flow
+
+SMALL: dict[str, Any] = {"num_transforms": 3, "hidden_features": (16, 16), "seed": 0}
+
+FLOWS = [
+    NSF(event_shape=(2,), **SMALL),
+    NSF(event_shape=(2,), context_shape=(3,), **SMALL),
+    NSF(event_shape=(1,), **SMALL),
+    NSF(event_shape=(1,), context_shape=(2, 2), **SMALL),
+    NSF(event_shape=(2, 3, 1), preprocess=["standardize"], num_bins=4, tail_bound=3.0, **SMALL),
+    NSF(event_shape=(5,), num_transforms=2, hidden_features=(8, 16), dropout=0.2, seed=1),
+]
+
+
+def randomised(flow: Flow) -> Flow:
+    """Move every weight off its neutral start, at which a wrong formula may look right."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    return flow.eval()
+
+
+def context_for(flow: Flow) -> torch.Tensor | None:
+    if flow.context_shape is None:
+        return None
+    return torch.linspace(-1, 1, flow.context_shape.numel(), dtype=flow.dtype).reshape(flow.context_shape)
+
+
+@pytest.fixture
+def flow(request: pytest.FixtureRequest) -> Flow:
+    original: Flow = request.param
+    fresh = type(original)(**original.arguments)
+    return randomised(fresh)
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=repr, indirect=True)
+class TestEveryFlow:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+    def test_decode_undoes_encode(self, flow: Flow, dtype: torch.dtype, tolerance: float) -> None:
+        flow.to(dtype)
+        z = torch.randn(300, *flow.event_shape, generator=torch.Generator().manual_seed(1)).to(dtype).clamp(-4, 4)
+        x = flow.decode(z, context_for(flow))
+        back = flow.encode(x, context_for(flow))
+        assert back.dtype == dtype
+        assert (back - z).abs().max() <= tolerance
+        assert (flow.decode(back, context_for(flow)) - x).abs().max() <= tolerance
+
+    def test_log_prob_is_that_of_the_jacobian(self, flow: Flow) -> None:
+        flow.double()
+        n, context = flow.event_shape.numel(), context_for(flow)
+        for x in flow.sample(5, seed=0) if context is None else flow.sample(5, context, seed=0):
+            z = flow.encode(x, context)
+            jacobian = torch.func.jacrev(lambda e: flow.encode(e, context))(x).reshape(n, n)
+            expected = torch.distributions.Normal(0, 1).log_prob(z).sum() + torch.linalg.slogdet(jacobian).logabsdet
+            torch.testing.assert_close(flow.log_prob(x, context), expected, rtol=0, atol=1e-8)
+
+    def test_gradients_are_finite_far_out(self, flow: Flow) -> None:
+        x = torch.tensor([-1e3, 1e3, 0.0, 5.0]).reshape(-1, *[1] * len(flow.event_shape))
+        x = x.expand(-1, *flow.event_shape).clone().requires_grad_()
+        flow.loss(x, context_for(flow)).mean().backward()
+        assert x.grad is not None
+        for name, tensor in (("x", x), *flow.named_parameters()):
+            assert tensor.grad is None or tensor.grad.isfinite().all(), name
+
+    def test_starts_as_a_standard_normal(self, flow: Flow) -> None:
+        fresh = type(flow)(**flow.arguments).eval()
+        x = torch.randn(50, *flow.event_shape)
+        expected = torch.distributions.Normal(0, 1).log_prob(x).flatten(1).sum(1)
+        torch.testing.assert_close(fresh.log_prob(x, context_for(flow)), expected, rtol=0, atol=1e-4)
+
+    def test_a_seed_decides_the_weights_and_leaves_torch_alone(self, flow: Flow) -> None:
+        before = torch.get_rng_state()
+        twin = type(flow)(**flow.arguments)
+        assert torch.equal(before, torch.get_rng_state())
+        again = type(flow)(**flow.arguments)
+        other = type(flow)(**{**flow.arguments, "seed": 123})
+        weights, same, different = (list(f.state_dict().values()) for f in (twin, again, other))
+        assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+        if flow.event_shape.numel() > 1 or flow.context_shape is not None:
+            assert not all(torch.equal(a, b) for a, b in zip(weights, different, strict=True))
+
+    def test_training_lowers_the_loss(self, flow: Flow) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(512, *flow.event_shape, generator=generator).square()
+        flow = type(flow)(**flow.arguments)
+        flow.fit_preprocessing(x, None if flow.context_shape is None else torch.randn(512, *flow.context_shape))
+        optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
+        losses = []
+        for _ in range(30):
+            loss = flow.loss(x, context_for(flow)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] - 0.1
+
+    def test_half_precision_networks_leave_log_prob_in_float32(self, flow: Flow) -> None:
+        x, context = flow.sample(100, context_for(flow), seed=0), context_for(flow)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            log_prob = flow.log_prob(x, context)
+        assert log_prob.dtype == torch.float32
+        # Only the networks' outputs are rounded, to three digits.
+        assert (log_prob - flow.log_prob(x, context)).abs().mean() < 0.05
+
+    def test_compiles_as_one_graph(self, flow: Flow) -> None:
+        torch._dynamo.reset()
+        x, context = torch.randn(4, *flow.event_shape), context_for(flow)
+        compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, context), flow.log_prob(x, context))
+
+
+@pytest.mark.parametrize("flow", [f for f in FLOWS if f.event_shape.numel() <= 2], ids=repr, indirect=True)
+def test_density_integrates_to_one(flow: Flow) -> None:
+    flow.double()
+    # In units of data that are not the model's own, so that the Jacobian of the preprocessing counts too.
+    flow.fit_preprocessing(3 * torch.randn(100, *flow.event_shape) + 7, context_rows(flow))
+    line = torch.linspace(-40, 54, 801, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[line] * flow.event_shape.numel()).reshape(-1, *flow.event_shape)
+    with torch.no_grad():
+        density = flow.log_prob(grid, context_for(flow)).exp()
+    total = density.sum() * (line[1] - line[0]) ** flow.event_shape.numel()
+    assert abs(total - 1) <= 1e-3
+
+
+def context_rows(flow: Flow) -> torch.Tensor | None:
+    return None if flow.context_shape is None else torch.randn(100, *flow.context_shape)
+
+
+def test_samples_follow_log_prob() -> None:
+    flow = randomised(NSF(event_shape=(1,), **SMALL)).double()
+    draws = flow.sample(20_000, seed=0).flatten().sort().values
+    line = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        cumulative = torch.cumulative_trapezoid(flow.log_prob(line[:, None]).exp(), line)
+    expected = cumulative[torch.searchsorted(line[1:], draws).clamp_max(len(cumulative) - 1)]
+    uniform = (torch.arange(len(draws), dtype=torch.float64) + 0.5) / len(draws)
+    # Kolmogorov-Smirnov: 1.63 / sqrt(n) is exceeded by chance once in a hundred seeds.
+    assert (expected - uniform).abs().max() < 1.63 / len(draws) ** 0.5
+
+
+def test_learns_what_a_gaussian_cannot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    angle = 3.14 * torch.rand(4000, generator=generator)
+    moon = torch.stack((angle.cos(), angle.sin()), 1) + 0.1 * torch.randn(4000, 2, generator=generator)
+    train, test = moon[:3000], moon[3000:]
+    flow = NSF(event_shape=(2,), num_transforms=3, hidden_features=(32, 32), seed=0)
+    flow.fit_preprocessing(train)
+    optimiser = torch.optim.Adam(flow.parameters(), 5e-3)
+    for _ in range(100):
+        rows = train[torch.randint(len(train), (256,), generator=generator)]
+        optimiser.zero_grad()
+        flow.loss(rows).mean().backward()
+        optimiser.step()
+    gaussian = torch.distributions.MultivariateNormal(train.mean(0), train.T.cov()).log_prob(test).mean()
+    with torch.no_grad():
+        assert flow.eval().log_prob(test).mean() > gaussian + 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_transforms": 0}, "num_transforms must be 1 or more; got 0"),
+        ({"num_bins": 1}, "num_bins must be 2 to 256; got 1"),
+        ({"hidden_features": (64, 0)}, r"hidden_features must be .*; got \(64, 0\)"),
+        ({"hidden_features": ()}, r"hidden_features must be .*; got \(\)"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
+        ({"tail_bound": -1.0}, "tail_bound must be a positive number; got -1.0"),
+        ({"tail_bound": float("nan")}, "tail_bound must be a positive number; got nan"),
+        ({"preprocess": "standardise"}, "did you mean standardize"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NSF(event_shape=(2,), **arguments)
+
+
+def test_an_unknown_method_or_option_is_named() -> None:
+    flow = NSF(event_shape=(2,), **SMALL)
+    with pytest.raises(ConfigError, match="'exact' alone; got 'ode'"):
+        flow.likelihood(torch.zeros(1, 2), method="ode")
+    with pytest.raises(ConfigError, match="no options; got tolerance"):
+        flow.likelihood(torch.zeros(1, 2), tolerance=1e-3)
+    with pytest.raises(ConfigError, match="no options; got steps"):
+        flow.sample(1, steps=3)
+
+
+def test_repr_is_one_line() -> None:
+    text = repr(NSF(event_shape=(24,), context_shape=(2,)))
+    assert text.startswith("NSF(event_shape=(24,), context_shape=(2,), num_transforms=")
+    assert text.endswith(" parameters)")
+    assert "\n" not in text

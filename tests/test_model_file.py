@@ -1,0 +1,168 @@
+"""Saved models come back the same, and damaged or dangerous files do not come back at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from sciflow.errors import ModelFileError
+from sciflow.families import load
+from sciflow.flows import NSF
+
+
+@pytest.fixture
+def flow() -> NSF:
+    flow = NSF(event_shape=(2, 2), context_shape=(1,), num_transforms=1, hidden_features=(8,), preprocess=["log1p"])
+    flow.fit_preprocessing(torch.rand(20, 2, 2), torch.randn(20, 1))
+    torch.nn.init.normal_(flow.transform.bijections[1].network.last.weight)
+    flow.layout = {"variables": ["t2m"]}
+    flow.provenance = {"rows": 20}
+    return flow.eval()
+
+
+@pytest.fixture
+def folder(flow: NSF, tmp_path: Path) -> Path:
+    return flow.save(tmp_path / "run" / "model")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    file = folder / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_same_to_the_last_bit(self, flow: NSF, tmp_path: Path, dtype: torch.dtype) -> None:
+        flow.to(dtype)
+        back = load(flow.save(tmp_path / "model"))
+        x, context = torch.rand(10, 2, 2, dtype=dtype), torch.zeros(1)
+        assert torch.equal(back.log_prob(x, context), flow.log_prob(x, context))
+        assert torch.equal(back.sample(3, context, seed=1), flow.sample(3, context, seed=1))
+        assert (back.dtype, back.arguments, back.training) == (dtype, flow.arguments, False)
+        assert (back.layout, back.provenance) == (flow.layout, flow.provenance)
+        assert back.preprocess.is_fitted
+
+    def test_a_run_folder_will_do(self, folder: Path) -> None:
+        assert isinstance(load(folder.parent), NSF)
+
+    def test_description_says_what_and_by_which_versions(self, folder: Path) -> None:
+        description = json.loads((folder / "model.json").read_text())
+        assert description["family"] == "nsf"
+        assert description["written_by"]["torch"] == torch.__version__
+        assert description["weights"]["bytes"] == (folder / "model.safetensors").stat().st_size
+
+    def test_saving_again_replaces(self, flow: NSF, folder: Path) -> None:
+        with torch.no_grad():
+            flow.transform.bijections[0].bias += 1
+        flow.save(folder)
+        x, context = torch.rand(10, 2, 2), torch.zeros(1)
+        assert torch.equal(load(folder).log_prob(x, context), flow.log_prob(x, context))
+        assert sorted(f.name for f in folder.iterdir()) == ["model.json", "model.safetensors"]
+
+
+class TestDamage:
+    def test_a_flipped_byte(self, folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(
+            ModelFileError, match=r"model\.safetensors is damaged: its SHA-256 differs from model\.json's"
+        ):
+            load(folder)
+
+    def test_a_truncated_file(self, folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(ModelFileError, match=r"is damaged: it has \d+ bytes, model\.json says"):
+            load(folder)
+
+    def test_missing_files(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(ModelFileError, match="no such folder"):
+            load(tmp_path / "nowhere")
+        with pytest.raises(ModelFileError, match=r"holds no model\.json"):
+            load(tmp_path)
+        with pytest.raises(ModelFileError, match="is a file: give the folder"):
+            load(folder / "model.json")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ModelFileError, match=r"model\.safetensors cannot be read: No such file"):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "not JSON"),
+            ("[]", '"format" is not'),
+            ('{"format": "sciflow-model", "version": 1}', "lacks arguments, dtype, family"),
+        ],
+    )
+    def test_a_description_that_is_none(self, folder: Path, content: str, message: str) -> None:
+        (folder / "model.json").write_text(content)
+        with pytest.raises(ModelFileError, match=message):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"version": 2}, "format version 2, written by a newer sciflow.*upgrade"),
+            ({"family": "nfs"}, "unknown family 'nfs'; did you mean nsf"),
+            ({"arguments": {"event_shape": [2, 2], "bins": 3}}, "do not make a nsf"),
+            ({"arguments": {"event_shape": [3]}}, "do not make a nsf"),
+            ({"dtype": "float33"}, "do not make a nsf"),
+        ],
+    )
+    def test_a_description_that_does_not_fit(self, folder: Path, changes: dict, message: str) -> None:
+        edit(folder, **changes)
+        with pytest.raises(ModelFileError, match=message):
+            load(folder)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.pkl", "pytorch_model.bin"])
+    def test_a_pickle_by_name(self, tmp_path: Path, name: str) -> None:
+        torch.save({}, tmp_path / name)
+        with pytest.raises(ModelFileError, match=r"pickles are not read: they can run code\. Save the density with"):
+            load(tmp_path / name)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_pickle_in_disguise(self, folder: Path, zipped: bool) -> None:
+        torch.save({"w": torch.zeros(3)}, folder / "model.safetensors", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(ModelFileError, match="pickles are not read: they can run code"):
+            load(folder)
+
+
+class TestWriting:
+    @pytest.fixture
+    def full_disk(self):
+        """A limit on the size of files fails as a full disk does: in the middle of writing."""
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        yield
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def test_a_full_disk_leaves_no_new_folder(self, flow: NSF, tmp_path: Path, full_disk) -> None:
+        with pytest.raises(ModelFileError, match=r"cannot be saved.*nothing was written"):
+            flow.save(tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_leaves_the_old_model(self, flow: NSF, folder: Path, full_disk) -> None:
+        with pytest.raises(ModelFileError, match="cannot be saved"):
+            flow.save(folder)
+        assert sorted(f.name for f in folder.iterdir()) == ["model.json", "model.safetensors"]
+        assert isinstance(load(folder), NSF)
+
+    def test_a_file_in_the_way(self, flow: NSF, tmp_path: Path) -> None:
+        (tmp_path / "model").write_text("mine")
+        with pytest.raises(ModelFileError, match="cannot be saved in"):
+            flow.save(tmp_path / "model")
+        assert (tmp_path / "model").read_text() == "mine"
+
+    def test_values_that_are_not_json(self, flow: NSF, tmp_path: Path) -> None:
+        flow.provenance = {"when": object()}
+        with pytest.raises(ModelFileError, match="not plain JSON values"):
+            flow.save(tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []

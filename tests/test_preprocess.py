@@ -1,0 +1,179 @@
+"""The bijections from data units: what they learn, and what they refuse. Their maps are tested with all bijections."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sciflow.bijections import (
+    Composite,
+    Dequantize,
+    Identity,
+    Log1p,
+    Logit,
+    Preprocessor,
+    Standardize,
+    preprocessing,
+)
+from sciflow.errors import ConfigError, DataError
+
+KINDS = [Standardize, Log1p, Logit, Dequantize]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestEveryKind:
+    def test_state_survives_saving(self, kind: type[Preprocessor]) -> None:
+        x = torch.rand(50, 2, 3) * 7
+        fitted, fresh = kind((2, 3)).eval(), kind((2, 3)).eval()
+        assert not fresh.is_fitted
+        assert fitted.fit(x) is fitted
+        fresh.load_state_dict(fitted.state_dict())
+        assert fresh.is_fitted
+        assert torch.equal(fresh(x)[0], fitted(x)[0])
+
+    def test_values_that_are_not_finite_are_counted_and_placed(self, kind: type[Preprocessor]) -> None:
+        x = torch.rand(50, 2, 3)
+        x[4, 1, 2] = torch.nan
+        x[9, 0, 0] = torch.inf
+        with pytest.raises(DataError, match=r"2 of 300 values are not finite.*row 4, element \(1, 2\)"):
+            kind((2, 3)).fit(x)
+
+    def test_no_rows_is_an_error(self, kind: type[Preprocessor]) -> None:
+        with pytest.raises(DataError, match=r"n >= 1; got \[0, 2\]"):
+            kind((2,)).fit(torch.zeros(0, 2))
+
+    @pytest.mark.parametrize("value", [0.0, 3.0, 101325.0, 1e9])
+    def test_a_constant_element_stays_finite(self, kind: type[Preprocessor], value: float) -> None:
+        x = torch.stack((torch.full((100,), value), torch.rand(100)), dim=1)
+        z, log_det = kind((2,)).fit(x)(x)
+        assert z.isfinite().all()
+        assert log_det.isfinite().all()
+
+    def test_double(self, kind: type[Preprocessor]) -> None:
+        x = torch.rand(50, 3, dtype=torch.float64)
+        same = kind((3,)).double().eval().fit(x)
+        z, log_det = same(x)
+        assert z.dtype == log_det.dtype == torch.float64
+        if kind is not Dequantize:
+            assert (same.inverse(z)[0] - x).abs().max() < 1e-12
+
+
+class TestStandardize:
+    @pytest.mark.parametrize(("offset", "spread"), [(101325.0, 1.0), (280.0, 8.0), (0.0, 1e-20), (1e9, 500.0)])
+    def test_a_large_offset_costs_no_digits(self, offset: float, spread: float) -> None:
+        x = (offset + spread * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()).float()
+        z, _ = Standardize((1,)).fit(x)(x)
+        exact = (x.double() - x.double().mean()) / x.double().std(unbiased=False)
+        # The mean itself is rounded to float32: one part in 2^24 of the offset.
+        assert (z - exact).abs().max() <= 1e-5 + offset * 2**-24 / spread
+        assert abs(z.double().std() - 1) < 1e-4
+
+    def test_statistics_are_per_element(self) -> None:
+        x = torch.randn(5000, 2, 3) * torch.tensor([1.0, 10.0, 100.0]) + torch.tensor([[0.0], [50.0]])
+        z, log_det = Standardize((2, 3)).fit(x)(x)
+        torch.testing.assert_close(z.mean(0), torch.zeros(2, 3), atol=1e-4, rtol=0)
+        torch.testing.assert_close(z.std(0), torch.ones(2, 3), atol=1e-3, rtol=0)
+        assert abs(log_det[0] + 2 * torch.tensor(1000.0).log()) < 0.2
+
+
+class TestSupport:
+    @pytest.mark.parametrize(
+        ("bijection", "impossible"),
+        [
+            (Log1p((1,)), [-1.0, -2.0, -1e6]),
+            (Logit((1,), low=0.0, high=1.0), [0.0, 1.0, -3.0, 1e6]),
+        ],
+        ids=["log1p", "logit"],
+    )
+    def test_beyond_it_log_det_is_minus_infinity_and_gradients_finite(self, bijection, impossible) -> None:
+        x = torch.tensor([*impossible, 0.5])[:, None].requires_grad_()
+        z, log_det = bijection(x)
+        assert z.isfinite().all()
+        assert (log_det[:-1] == -torch.inf).all()
+        assert log_det[-1].isfinite()
+        (gradient,) = torch.autograd.grad(z.sum() + log_det[-1], x)
+        assert gradient.isfinite().all()
+
+    def test_log1p_takes_its_scale_from_the_positive_values(self) -> None:
+        x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1e-6, 0.0], [3e-6, 0.0], [5e-6, 0.0]])
+        log1p = Log1p((2,)).fit(x)
+        torch.testing.assert_close(log1p.scale, torch.tensor([3e-6, 1.0]))
+
+    def test_log1p_refuses_negative_rows(self) -> None:
+        with pytest.raises(DataError, match=r"2 of 4 values are negative.*The first is -1, in row 1, element \(0,\)"):
+            Log1p((1,)).fit(torch.tensor([[0.0], [-1.0], [-2.0], [4.0]]))
+
+    def test_logit_widens_the_extrema_by_its_margin(self) -> None:
+        logit = Logit((1,)).fit(torch.tensor([[10.0], [30.0], [12.0]]))
+        torch.testing.assert_close(torch.stack((logit.low, logit.high)), torch.tensor([[9.0], [31.0]]))
+
+    def test_logit_keeps_given_bounds_and_refuses_rows_on_them(self) -> None:
+        logit = Logit((1,), low=0.0).fit(torch.tensor([[10.0], [30.0]]))
+        assert logit.low.item() == 0
+        with pytest.raises(DataError, match=r"1 of 2 values are at or outside the bounds.*wider"):
+            Logit((1,), low=0.0, high=1.0).fit(torch.tensor([[0.5], [1.0]]))
+        with pytest.raises(ConfigError, match="low must be below high; got low=2"):
+            Logit((1,), low=2, high=1)
+
+
+class TestDequantize:
+    def test_step_is_the_smallest_gap(self) -> None:
+        # 0.1 + 0.2 is not 0.3 to the last digit, and no grid of its own.
+        x = torch.tensor([[0.1, 5.0], [0.3, 8.0], [0.1 + 0.2 + 3e-8, 8.0], [0.9, 14.0], [0.4, 5.0]])
+        torch.testing.assert_close(Dequantize((2,)).fit(x).step, torch.tensor([0.1, 3.0]))
+
+    def test_noise_while_training_and_none_after(self) -> None:
+        x = torch.randint(0, 5, (4000, 1)).float()
+        dequantize = Dequantize((1,)).fit(x)
+        noise = dequantize.train()(x)[0] - x
+        assert 0 <= noise.min() < 0.01
+        assert 0.99 < noise.max() <= 1
+        assert torch.equal(dequantize.eval()(x)[0], x + 0.5)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_inverse_comes_back_to_the_grid(self, training: bool) -> None:
+        x = 273.15 + 0.01 * torch.randint(0, 500, (1000, 1)).double()
+        dequantize = Dequantize((1,), step=0.01).double().fit(x).train(training)
+        torch.testing.assert_close(dequantize.inverse(dequantize(x)[0])[0], x, rtol=0, atol=1e-6)
+
+    def test_step_must_be_positive(self) -> None:
+        with pytest.raises(ConfigError, match="step must be positive; got 0"):
+            Dequantize((1,), step=0)
+
+
+class TestPreprocessing:
+    def test_each_is_fitted_on_what_those_before_it_make(self) -> None:
+        x = torch.distributions.LogNormal(2.0, 1.0).sample((5000, 2))
+        chain = preprocessing(["log1p", "standardize"], (2,)).fit(x)
+        assert chain.is_fitted
+        z, _ = chain(x)
+        torch.testing.assert_close(z.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(z.std(0), torch.ones(2), atol=1e-3, rtol=0)
+
+    def test_fitting_draws_no_noise_and_leaves_the_mode_alone(self) -> None:
+        x = torch.randint(0, 5, (100, 1)).float()
+        fits = [preprocessing(["dequantize", "standardize"], (1,)).train().fit(x) for _ in range(2)]
+        assert all(chain.training and chain.bijections[0].training for chain in fits)
+        assert torch.equal(fits[0].bijections[1].mean, fits[1].bijections[1].mean)
+
+    def test_names_build_what_they_say(self) -> None:
+        assert isinstance(preprocessing("none", (2,)), Identity)
+        assert isinstance(preprocessing([], (2,)), Identity)
+        assert isinstance(preprocessing("log1p", (2,)), Log1p)
+        chain = preprocessing([{"logit": {"low": 0, "high": 2}}, "standardize"], (2,))
+        assert isinstance(chain, Composite)
+        assert chain.bijections[0].high.tolist() == [2, 2]
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ("standardise", "unknown 'standardise'; did you mean standardize"),
+            (["log1p", "lgit"], "unknown 'lgit'; did you mean logit"),
+            ({"logit": {"lo": 0}}, "logit does not take {'lo': 0}"),
+            ({"logit": {}, "log1p": {}}, "one name with its options"),
+            ([3], "unknown 3"),
+        ],
+    )
+    def test_a_wrong_name_or_option_is_named(self, names, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            preprocessing(names, (2,))

@@ -5,10 +5,10 @@
 #   sbatch --nodes 4 cluster/slurm.sh \
 #     sciflow train workflows/era5_daily_cycle.yaml --address auto cluster.num_workers=4 cluster.use_gpu=true
 #   sbatch --nodes 4 cluster/slurm.sh \
-#     sciflow score runs/era5-daily-cycle STORE --out SCORES --address auto
+#     sciflow score runs/era5-daily-cycle STORE --out SCORES --address auto --gpu
 #
-# Options of sbatch go before the script's name and win over the lines below. Without GPUs: --gpus-per-node 0, and no
-# cluster.use_gpu=true.
+# Options of sbatch go before the script's name and win over the lines below. Without GPUs: --gpus-per-node 0, and
+# neither cluster.use_gpu=true nor --gpu.
 #SBATCH --job-name=sciflow
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -5,8 +5,8 @@ Run as a script, it writes a file for ``sciflow shard``::
     python datasets/simulate.py field field.nc --gigabytes 1 --seed 0
     python datasets/simulate.py table rows.npy --rows 1000000 --columns 16 --seed 0
 
-Every block is a pure function of its place and the seed, so blocks made alone, in any order and on any machine are
-those of the whole.
+Every block is a pure function of its place and the seed, so blocks made alone and in any order are, bit for bit, those
+of the whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+
+if __name__ == "__main__":
+    # The products are small: on a busy machine more threads than one wait for each other. Read when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
@@ -180,7 +184,7 @@ def _field_chunk(chunk: int, height: int, width: int, seed: int) -> Floats:
 
 @lru_cache(maxsize=4)
 def _grid(height: int, width: int, seed: int) -> tuple[Floats, ...]:
-    """What does not change with time: interpolation, memory kernel, mean by latitude, pattern and cycle at the nodes."""
+    """What does not change: interpolation, memory kernel, mean by latitude, and at the nodes the pattern and cycle."""
     rows, columns = _interpolation(height), _interpolation(width).T
     nodes = (rows.shape[1], columns.shape[0])
     # Weight of each step of the past in each step of the chunk: an autoregression, cut where it has faded.
@@ -329,9 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = count if count is not None else max(1, round(options.gigabytes * 1e9 / bytes_each))
     began = time.perf_counter()
     if is_field:
-        write_field(options.out, count, *event, seed=options.seed)
+        write_field(options.out, count, options.height, options.width, options.seed)
     else:
-        write_table(options.out, count, *event, seed=options.seed)
+        write_table(options.out, count, options.columns, options.seed)
     seconds = time.perf_counter() - began
     size = count * bytes_each
     shape = " x ".join(f"{n:,}" for n in (count, *event))

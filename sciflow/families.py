@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sciflow import model_file
 from sciflow.density import Density
+from sciflow.errors import ConfigError, nearest
 from sciflow.flows import NSF
 
-__all__ = ["FAMILIES", "load"]
+__all__ = ["FAMILIES", "build", "load"]
 
 FAMILIES: dict[str, type[Density]] = {
     NSF.family: NSF,
 }
+
+
+def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: Sequence[int] | None = None) -> Density:
+    """Build a density from a workflow's ``model`` section: a family's name and its constructor's arguments.
+
+    Args:
+        model: ``{"name": "nsf", "num_transforms": 8}``.
+        event_shape: Shape of one event.
+        context_shape: Shape of what it is conditioned on, or None.
+
+    Raises:
+        ConfigError: The family or an argument is unknown, or an argument's value is wrong.
+
+    Example:
+        >>> build({"name": "nsf", "num_transforms": 1}, (2,)).event_shape
+        torch.Size([2])
+        >>> build({"name": "nsf", "num_bin": 8}, (2,))
+        Traceback (most recent call last):
+        sciflow.errors.ConfigError: model.num_bin: unknown key; did you mean num_bins?
+    """
+    arguments = dict(model)
+    name = arguments.pop("name", None)
+    if name not in FAMILIES:
+        raise ConfigError(f"model.name: got {name!r}; {nearest(str(name), FAMILIES)}")
+    family = FAMILIES[name]
+    parameters = inspect.signature(family).parameters
+    hints = get_type_hints(family.__init__)
+    known = [key for key in parameters if key not in ("event_shape", "context_shape")]
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigError(f"model.{key}: unknown key; {nearest(key, known)}")
+        try:
+            arguments[key] = TypeAdapter(hints[key], config=ConfigDict(strict=False)).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise ConfigError(f"model.{key}: got {value!r}, it must be {reason}") from None
+    return family(event_shape, context_shape, **arguments)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Density:

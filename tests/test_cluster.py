@@ -1,4 +1,4 @@
-"""The cluster files are valid for the programs that read them, and call commands and options that exist."""
+"""The files beside the package are valid for the programs that read them, and call commands that exist."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,35 @@ class TestRayJobs:
         (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+        assert "cluster.use_gpu=true" in job["entrypoint"] or "--gpu" in job["entrypoint"]
         asked = re.search(r"cluster\.num_workers=(\d+)", job["entrypoint"])
         assert asked is None or int(asked.group(1)) == group["replicas"]
 
     def test_its_ray_is_the_image_s(self, path):
         (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
         assert load(path)["spec"]["rayClusterSpec"]["rayVersion"] == version
+
+
+class TestVolume:
+    @staticmethod
+    def errors(claim: Any, ray_job_schema: Any) -> list[str]:
+        """Hold the claim's spec against that of a claim made for a pod, which the pods of a RayJob can have."""
+        part = ray_job_schema["properties"]["spec"]["properties"]["rayClusterSpec"]["properties"]["headGroupSpec"]
+        pod = part["properties"]["template"]["properties"]["spec"]["properties"]
+        template = pod["volumes"]["items"]["properties"]["ephemeral"]["properties"]["volumeClaimTemplate"]
+        return errors(claim["spec"], template["properties"]["spec"])
+
+    def test_kubernetes_accepts_it(self, ray_job_schema):
+        claim = load(CLUSTER / "kuberay-volume.yaml")
+        assert (claim["apiVersion"], claim["kind"]) == ("v1", "PersistentVolumeClaim")
+        assert set(claim) == {"apiVersion", "kind", "metadata", "spec"}
+        assert self.errors(claim, ray_job_schema) == []
+
+    def test_a_misspelt_key_is_rejected(self, ray_job_schema):
+        claim = load(CLUSTER / "kuberay-volume.yaml")
+        claim["spec"]["storageClass"] = claim["spec"].pop("storageClassName")
+        (error,) = self.errors(claim, ray_job_schema)
+        assert "storageClass" in error
 
 
 class TestRayUp:
@@ -162,7 +186,7 @@ class TestSlurm:
             (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
             (folder / name).chmod(0o755)
         environment = {
-            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "SLURM_JOB_ID": "71234",
             "SLURM_JOB_NUM_NODES": "4",
             "SLURM_CPUS_PER_TASK": "16",
@@ -212,8 +236,11 @@ def command_lines(text: str) -> list[str]:
     return [re.split(r" (?:&&|\||>|;|#)", line)[0].strip() for line in found]
 
 
-FILES = sorted(path for path in CLUSTER.iterdir() if path.is_file())
+FILES = [*sorted(path for path in CLUSTER.iterdir() if path.is_file()), ROOT / "datasets" / "README.md"]
 COMMANDS = [(path.name, line) for path in FILES for line in command_lines(path.read_text(encoding="utf-8"))]
+COMMANDS += [
+    (path.name, load(path)["shard"].removeprefix("sciflow ")) for path in sorted((ROOT / "datasets").glob("*.yaml"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +277,7 @@ class TestCommands:
         found = {(name, line.split()[0]) for name, line in COMMANDS}
         assert {("kuberay-train.yaml", "train"), ("kuberay-score.yaml", "score")} <= found
         assert {("slurm.sh", "train"), ("slurm.sh", "score"), ("ray-cluster.yaml", "train")} <= found
-        assert {("README.md", "train"), ("README.md", "score")} <= found
+        assert {("README.md", "train"), ("README.md", "score"), ("htru2.yaml", "shard")} <= found
 
     @pytest.mark.parametrize(("name", "line"), COMMANDS, ids=lambda part: part)
     def test_it_is_a_command_that_exists(self, cli, name, line):
@@ -267,7 +294,9 @@ class TestCommands:
     def test_every_override_is_a_key_of_the_workflow(self):
         from sciflow.config import load_workflow
 
-        overrides = {word for _, line in COMMANDS for word in shlex.split(line) if "=" in word}
+        overrides = {
+            word for _, line in COMMANDS if line.startswith("train ") for word in shlex.split(line) if "=" in word
+        }
         assert "cluster.use_gpu=true" in overrides
         load_workflow({"name": "any", "data": {"store": "any.zarr"}}, sorted(overrides))
 

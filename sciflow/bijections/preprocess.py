@@ -223,9 +223,11 @@ class Logit(Preprocessor):
         least, most = x.amin(0), x.amax(0)
         # A constant has no extent of its own; its margin must still be more than a rounding error of its value.
         extent = torch.where(most > least, most - least, least.abs().clamp_min(1.0))
+        rounding = 4 * torch.finfo(x.dtype).eps * torch.maximum(least.abs(), most.abs())
+        margin = torch.maximum(self.margin * extent, rounding)
         low, high = self.given
-        self.low.copy_(least - self.margin * extent if low is None else torch.full_like(least, low))
-        self.high.copy_(most + self.margin * extent if high is None else torch.full_like(most, high))
+        self.low.copy_(least - margin if low is None else torch.full_like(least, low))
+        self.high.copy_(most + margin if high is None else torch.full_like(most, high))
         self._refuse(
             x,
             (x <= self.low) | (x >= self.high),

@@ -79,7 +79,7 @@ class NSF(Flow):
 
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs' generators too
             transforms: list[Bijection] = []
             for i in range(num_transforms):
                 transforms.append(LULinear(torch.randperm(num_features)))

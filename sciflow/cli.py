@@ -1,0 +1,285 @@
+"""The commands; what they do is done elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from sciflow.errors import ConfigError, SciflowError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""Density estimation on sharded scientific data: `shard` a file, `train` a flow on Ray, `score` every event.
+
+    A first run:
+
+        sciflow shard era5.nc era5.zarr --variables t2m --event time=24 --sample latitude,longitude
+
+        sciflow check workflow.yaml
+
+        sciflow train workflow.yaml training.max_steps=2000
+
+        sciflow score runs/NAME era5.zarr --out scores.zarr
+    """,
+)
+
+Workflow = Annotated[Path, typer.Argument(help="Workflow file (YAML).", show_default=False)]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the file's: training.max_steps=500.", show_default=False),
+]
+Address = Annotated[
+    Optional[str], typer.Option(help="Ray cluster to use (auto, ray://..., HOST:PORT); a local one is started otherwise.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs; every node must see it.")]
+
+
+def main() -> None:
+    """Run a command; what it reports as an error is one line on standard error."""
+    try:
+        app()
+    except SciflowError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command goes on from here", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)
+
+
+@app.command()
+def shard(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... STORE",
+            help="Files of one kind (NetCDF, Zarr, GRIB, CSV, TSV, Parquet, npz, npy), then the store to be written.",
+            show_default=False,
+        ),
+    ],
+    variables: Annotated[Optional[str], typer.Option(help="What an event is made of: t2m,u10.")] = None,
+    event: Annotated[
+        Optional[str],
+        typer.Option(help="Dimensions inside an event: time=24 (windows of 24 steps), lat=8,lon=8 (patches), level (all of it)."),
+    ] = None,
+    sample: Annotated[Optional[str], typer.Option(help="Dimensions that are counted: lat,lon.")] = None,
+    stride: Annotated[Optional[str], typer.Option(help="Steps from one window to the next: time=12. Default: no overlap.")] = None,
+    context: Annotated[Optional[str], typer.Option(help="Variables that events are conditioned on.")] = None,
+    split: Annotated[str, typer.Option(help="Shares of training, validation and test.")] = "0.8,0.1,0.1",
+    split_by: Annotated[
+        Optional[str],
+        typer.Option(help="Keep positions along a dimension together: time (in order), or time=7 (blocks of 7, at random)."),
+    ] = None,
+    missing: Annotated[str, typer.Option(help="What becomes of missing values: error, drop (the event) or fill.")] = "error",
+    fill_value: Annotated[Optional[float], typer.Option(help="What to fill with; the variable's mean by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    shard_rows: Annotated[Optional[int], typer.Option(help="Events in a training shard; 64 MiB of them by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    writers: Annotated[Optional[int], typer.Option(help="Writing threads; each holds a shard in memory.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write events into one sharded Zarr store, laid out for the way they will be read.
+
+    An event is a row of a table, a window along a dimension, or a patch over several. Every shard is written whole, with
+    checksums; a command that was interrupted goes on when it is given again.
+
+        sciflow shard era5.nc era5.zarr --variables t2m --event time=24 --sample latitude,longitude
+
+        sciflow shard stars.csv stars.zarr --variables mean,deviation,skewness --missing drop
+    """
+    from sciflow.data.shard import shard as write_store
+
+    if len(sources) < 2:
+        raise ConfigError("give one source or more, and then the store to be written: sciflow shard data.nc data.zarr")
+    by, block = _split_by(split_by)
+    store = write_store(
+        sources[:-1] if len(sources) > 2 else sources[0],
+        sources[-1],
+        variables=_names(variables),
+        event=_sizes(event, "event"),
+        sample=_names(sample),
+        stride=_strides(stride),
+        context=_names(context) or (),
+        split=_shares(split),
+        split_by=by,
+        split_block=block,
+        missing=missing,  # type: ignore[arg-type]
+        fill_value=fill_value,
+        dtype=dtype,
+        shard_rows=shard_rows,
+        seed=seed,
+        num_writers=writers,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    typer.echo(repr(store))
+    typer.echo(f"next: sciflow inspect {sources[-1]}, or train on it: data.store in a workflow file")
+
+
+@app.command()
+def inspect(path: Annotated[str, typer.Argument(metavar="STORE|RUN", help="A store or a run.", show_default=False)]) -> None:
+    """Say what a store or a run is, in a screenful."""
+    from sciflow.inspection import describe
+
+    describe(path)
+
+
+@app.command()
+def check(workflow: Workflow, overrides: Overrides = None) -> None:
+    """Check a workflow, its store and its model before anything starts; no Ray is needed."""
+    from sciflow.config import load_workflow
+    from sciflow.training.train import check as check_workflow
+
+    chosen = load_workflow(workflow, overrides or [])
+    num_rows = check_workflow(chosen)
+    typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model.get('name')} on {num_rows:,} training events of {chosen.data.store}")
+
+
+@app.command()
+def train(
+    workflow: Workflow,
+    overrides: Overrides = None,
+    address: Address = None,
+    runs: Runs = Path("runs"),
+    overwrite: Overwrite = False,
+    local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the workflow's density on Ray, 1 to N workers. A run that stopped goes on with the same command.
+
+    The result is in runs/NAME: model, checkpoints, metrics.jsonl, TensorBoard files and report.html.
+
+        sciflow train workflows/era5_daily_cycle.yaml training.max_steps=500 cluster.num_workers=2
+    """
+    from sciflow.training.report import write_report
+    from sciflow.training.train import train as train_workflow
+
+    run = train_workflow(
+        workflow, overrides or [], address=address, runs=runs, overwrite=overwrite, local=local, progress=not quiet
+    )
+    if run.outcome is None:
+        typer.echo(f"stopped on request; the same command goes on from {run.folder / 'checkpoints'}", err=True)
+        sys.exit(143)
+    if int(os.environ.get("RANK", 0)) == 0:
+        typer.echo(f"{run.fit()!r}")
+        typer.echo(f"report: {write_report(run)}")
+        typer.echo(f"next: sciflow score {_short(run.folder)} {run.workflow.data.store} --out scores.zarr")
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="Run, or folder of a model.", show_default=False)],
+    store: Annotated[str, typer.Argument(help="Store whose events are scored.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Zarr store to be written, labelled with the store's coordinates.")],
+    address: Address = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Events at a time.")] = 4096,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a task.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute log p of every event of a store, one Ray task a shard; what was interrupted goes on.
+
+        sciflow score runs/era5-daily-cycle era5.zarr --out scores.zarr
+    """
+    from sciflow.scoring.distributed import score_on_ray
+
+    path = score_on_ray(
+        run, store, out, address=address, batch_size=batch_size, use_gpu=gpu, overwrite=overwrite, progress=not quiet
+    )
+    typer.echo(f"scores: {path}; open with xarray.open_zarr('{path}')")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run, or folder of a model.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Zarr store to be written.")],
+    n: Annotated[int, typer.Option("--n", help="Number of draws.")] = 1000,
+    context: Annotated[Optional[str], typer.Option(help="Context of a conditional density: 0.5,12.0.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same draws.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw events from a trained density, in data units, as a Zarr store.
+
+        sciflow sample runs/era5-daily-cycle --n 1000 --out samples.zarr
+    """
+    from sciflow.families import load
+    from sciflow.scoring.samples import write_samples
+
+    density = load(run)
+    values: Any = None if context is None else _numbers(context, "context")
+    if values is not None and density.context_shape is not None and len(values) == density.context_shape.numel():
+        values = [values[i] for i in range(len(values))]
+    path = write_samples(density, n, out, context=values, seed=seed, overwrite=overwrite, progress=not quiet)
+    typer.echo(f"samples: {path}; open with xarray.open_zarr('{path}')")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _sizes(text: str | None, option: str) -> dict[str, int | None] | None:
+    if text is None:
+        return None
+    sizes: dict[str, int | None] = {}
+    for item in _names(text) or []:
+        name, equals, size = item.partition("=")
+        try:
+            sizes[name] = int(size) if equals else None
+        except ValueError:
+            raise ConfigError(f"--{option} {item}: give NAME=LENGTH, a whole number of steps, or NAME for all of it") from None
+    return sizes
+
+
+def _strides(text: str | None) -> dict[str, int] | None:
+    sizes = _sizes(text, "stride")
+    if sizes is None:
+        return None
+    for name, size in sizes.items():
+        if size is None:
+            raise ConfigError(f"--stride {name}: give NAME=STEPS")
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def _split_by(text: str | None) -> tuple[str | None, int | None]:
+    sizes = _sizes(text, "split-by")
+    if not sizes:
+        return None, None
+    if len(sizes) > 1:
+        raise ConfigError(f"--split-by {text}: give one dimension")
+    return next(iter(sizes.items()))
+
+
+def _shares(text: str) -> list[float]:
+    return _numbers(text, "split")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--{option} {text}: give numbers with commas between them") from None
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a store or a run is, in a screenful: ``sciflow inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sciflow.data.store import Store, is_url, open_store
+from sciflow.errors import StoreError
+from sciflow.training.metrics import read_metrics
+from sciflow.training.run import Run
+
+__all__ = ["describe"]
+
+MOST_ROWS = 12
+
+
+def describe(path: str | Path) -> None:
+    """Print what is known of a store or a run.
+
+    Raises:
+        StoreError: It is neither.
+    """
+    console = Console(width=None if Console().is_terminal else 120)
+    if not is_url(path) and (Path(path) / "workflow.yaml").exists():
+        _describe_run(console, Run(Path(path).absolute()))
+        return
+    if not is_url(path) and (Path(path) / "model.json").exists():
+        from sciflow.families import load
+
+        console.print(f"model {path}: {load(path)!r}", markup=False, highlight=False)
+        return
+    if not is_url(path) and Path(path).is_dir() and not (Path(path) / "zarr.json").exists():
+        raise StoreError(f"{path}: neither a store (no zarr.json) nor a run (no workflow.yaml)")
+    _describe_store(console, open_store(path))
+
+
+def _describe_store(console: Console, store: Store) -> None:
+    layout = store.layout
+    console.print(f"store {store.path}", markup=False, highlight=False, style="bold")
+    axes = ", ".join(f"{name} {size}" for name, size in zip(layout.event_axes, layout.event_shape, strict=True))
+    grid = ", ".join(f"{dim.name} {dim.size:,}" for dim in layout.sample_dims)
+    facts = [
+        ("event", f"{list(layout.event_shape)} ({axes}), {layout.dtype}"),
+        ("counted over", grid + (f" = {layout.num_grid_events:,}" if len(layout.sample_dims) > 1 else "")),
+        *(
+            ("split", f"{split.name}: {len(split):,} events in {len(split.shards)} shards of {split.shard_rows:,}")
+            for split in store.splits
+        ),
+        ("context", ", ".join(layout.context) or "none"),
+        ("left out", f"{layout.num_grid_events - len(store):,} events"),
+        ("fingerprint", store.fingerprint[:16]),
+    ]
+    if not is_url(store.path):
+        size = sum(file.stat().st_size for file in Path(store.path).rglob("*") if file.is_file())
+        raw = len(store) * layout.event_bytes
+        facts.append(("on disk", f"{_bytes(size)} for {_bytes(raw)} of events"))
+    for name, value in facts:
+        console.print(f"  {name:<13}{value}", markup=False, highlight=False)
+    table = Table(title="training events", title_justify="left")
+    for column in ("variable", "units", "mean", "deviation", "minimum", "maximum"):
+        table.add_column(column, justify="left" if column in ("variable", "units") else "right")
+    statistics = store.statistics
+    for place, (variable, units) in enumerate(zip(layout.variables, layout.units, strict=True)):
+        if place == MOST_ROWS:
+            table.add_row(f"and {len(layout.variables) - MOST_ROWS} more")
+            break
+        mine = place if layout.has_variable_axis else slice(None)
+        mean, variance = statistics.mean[mine], statistics.variance[mine]
+        # Over all elements of the variable: the mean of variances, and the variance of means.
+        deviation = float(np.sqrt(np.mean(variance) + np.var(mean)))
+        low, high = statistics.minimum[mine].min(), statistics.maximum[mine].max()
+        constant = " (constant)" if low == high else ""
+        table.add_row(variable + constant, units, *(f"{v:.5g}" for v in (np.mean(mean), deviation, low, high)))
+    console.print(table)
+
+
+def _describe_run(console: Console, run: Run) -> None:
+    workflow = run.workflow
+    console.print(f"run {workflow.name}", markup=False, highlight=False, style="bold")
+    facts = [("data", workflow.data.store), ("model", str(workflow.model))]
+    if run.outcome is not None:
+        fit = run.fit()
+        facts += [
+            ("state", f"ended after {fit.steps:,} steps ({fit.ended}); weights of step {fit.best_step:,}"),
+            ("held out", f"{fit.validation}, {fit.validation.count:,} events"),
+            ("density", repr(fit.density)),
+            ("time", f"{fit.seconds:.0f} s"),
+        ]
+    else:
+        records = read_metrics(run.folder / "metrics.jsonl")
+        found = [record for record in records if "validation_log_prob" in record]
+        facts.append(("state", f"not ended; step {records[-1]['step']:,}" if records else "not begun"))
+        if found:
+            facts.append(("held out", f"{found[-1]['validation_log_prob']:.3f} nats at step {found[-1]['step']:,}"))
+    for name, value in facts:
+        console.print(f"  {name:<13}{value}", markup=False, highlight=False)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

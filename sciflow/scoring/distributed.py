@@ -1,0 +1,87 @@
+"""Scoring on Ray: one task a shard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from sciflow.errors import RunError, SciflowError
+from sciflow.progress import progress_bar
+from sciflow.scoring.parts import Scoring
+from sciflow.training.distributed import connected
+
+__all__ = ["score_on_ray"]
+
+
+def score_on_ray(
+    model: str | Path,
+    store: str | Path,
+    out: str | Path,
+    *,
+    address: str | None = None,
+    batch_size: int = 4096,
+    use_gpu: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Score a store that may be larger than memory; every event once, whatever happens on the way.
+
+    A scoring that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one.
+
+    Args:
+        model: Folder of a model, or of its run.
+        store: The store; all nodes must see it and ``out``.
+        out: Zarr store to be written, labelled with the store's coordinates.
+        address: Of a running Ray cluster; None starts one on this machine for the time being.
+        batch_size: Events at a time.
+        use_gpu: One GPU a task.
+        overwrite: Replace scores that are already there.
+        progress: Show a progress bar on a terminal.
+
+    Raises:
+        StoreError: A shard is missing or damaged, or the output is already there.
+        LayoutError: Model and store do not fit.
+        RunError: Workers failed for good.
+    """
+    job = Scoring(*(str(path) if "://" in str(path) else str(Path(path).absolute()) for path in (model, store, out)), batch_size)
+    waiting = job.begin(overwrite)
+    if waiting:
+        _score_shards(job, waiting, address, use_gpu, progress)
+    job.finish()
+    return Path(out)
+
+
+def _score_shards(
+    job: Scoring, waiting: list[tuple[str, int]], address: str | None, use_gpu: bool, progress: bool
+) -> None:
+    with connected(address, num_cpus=os.cpu_count() or 1):
+        import ray
+
+        @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
+        def score_shard(split: str, number: int) -> int:
+            # One thread a task: as many tasks as cores, and figures that do not depend on how many there are.
+            torch.set_num_threads(1)
+            return job.score_shard(split, number, "cuda" if use_gpu else "cpu")
+
+        at_once = 2 * max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
+        queue = iter(waiting)
+        running = [score_shard.remote(*shard) for _, shard in zip(range(at_once), queue, strict=False)]
+        done = 0
+        with progress_bar("scoring shards", len(waiting), progress) as update:
+            while running:
+                finished, running = ray.wait(running, num_returns=1)
+                try:
+                    ray.get(finished)
+                except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, SciflowError):
+                        raise error.cause from None
+                    raise RunError(f"scoring failed: {str(error.cause).splitlines()[0]}") from None
+                except ray.exceptions.RayError as error:
+                    raise RunError(
+                        f"scoring failed after restarts: {str(error).splitlines()[0]}; the same command goes on"
+                    ) from None
+                done += 1
+                update(done, "")
+                running += [score_shard.remote(*shard) for _, shard in zip(range(1), queue, strict=False)]

@@ -1,0 +1,196 @@
+"""Scores of events in this process: ``sciflow.score``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sciflow.data.layout import Layout
+from sciflow.data.source import GridSource
+from sciflow.data.sources import as_dataset
+from sciflow.data.split import SPLITS
+from sciflow.data.store import Store
+from sciflow.density import Density
+from sciflow.errors import LayoutError
+from sciflow.progress import progress_bar
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["FIELDS", "NO_SPLIT", "labelled", "require_layout", "score", "score_rows"]
+
+BATCH_SIZE = 4096
+BLOCK_BYTES = 32 << 20
+NO_SPLIT = -1
+# What is known of every event: dtype, value where there is no event, attributes.
+FIELDS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "log_prob": ("float32", np.nan, {"long_name": "log probability density", "units": "nats"}),
+    "error": ("float32", np.nan, {"long_name": "error of log_prob, two of which hold the truth", "units": "nats"}),
+    "nfe": ("int32", 0, {"long_name": "network evaluations", "units": "1"}),
+    "status": (
+        "int8",
+        -1,
+        {
+            "long_name": "what became of the event",
+            "flag_values": [-1, 0, 1, 2, 3],
+            "flag_meanings": "no_event ok max_steps underflow non_finite",
+        },
+    ),
+}
+
+
+def score(
+    density: Density,
+    data: Any,
+    *,
+    context: Any = None,
+    method: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+    **options: Any,
+) -> xr.Dataset:
+    """Return the likelihood of every event, labelled with the data's own coordinates.
+
+    Args:
+        density: A trained density.
+        data: A store, labelled data with the variables that the density was trained on (``xarray``, pandas), or an array
+            ``[n, *event_shape]``.
+        context: ``[n, *context_shape]`` for a conditional density and an array.
+        method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
+        batch_size: Events at a time.
+        progress: Show a progress bar on a terminal.
+        **options: Of the method.
+
+    Returns:
+        ``log_prob`` and ``error`` in nats (of the data in their units), ``nfe`` and ``status``, over the sample
+        dimensions; for a store also ``split``. NaN stands where the store has dropped an event.
+
+    Raises:
+        LayoutError: The data are laid out differently from those that the density was trained on.
+        StoreError: A shard is missing or damaged.
+
+    Example:
+        >>> from sciflow.flows import NSF
+        >>> dict(score(NSF((2,), num_transforms=1), np.zeros((5, 2))).log_prob.sizes)
+        {'row': 5}
+    """
+    density.eval()
+    if isinstance(data, Store):
+        return _score_store(density, data, method, batch_size, progress, options)
+    if hasattr(data, "dims") or hasattr(data, "columns"):
+        source = _source(density, data)
+        layout, coordinates = source.layout, source.coordinates()
+        blocks = list(source.blocks(BLOCK_BYTES))
+        events = np.concatenate([block.events for block in blocks])
+        contexts = [block.context for block in blocks if block.context is not None]
+        context = np.concatenate(contexts) if contexts else context
+    else:
+        events = data.detach().cpu().numpy() if hasattr(data, "detach") else np.asarray(data)
+        layout, coordinates = None, None
+    fields, kind = score_rows(density, events, context, method, batch_size, **options)
+    shape = layout.grid_shape if layout is not None else (len(events),)
+    dims = tuple(dim.name for dim in layout.sample_dims) if layout is not None else ("row",)
+    return labelled({name: values.reshape(shape) for name, values in fields.items()}, dims, coordinates, kind)
+
+
+def score_rows(
+    density: Density, events: Any, context: Any, method: str | None, batch_size: int, **options: Any
+) -> tuple[dict[str, np.ndarray], str]:
+    """Score rows in batches.
+
+    Returns:
+        An array ``[n]`` for every entry of :data:`FIELDS`, and the kind of likelihood.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    kind = ""
+    num_context_dims = 0 if density.context_shape is None else len(density.context_shape)
+    per_row = context is not None and np.ndim(context) > num_context_dims
+    with torch.no_grad():
+        for start in range(0, max(1, len(events)), batch_size):
+            rows = slice(start, start + batch_size)
+            record = density.likelihood(events[rows], context[rows] if per_row else context, method, **options)
+            kind = record.kind
+            parts.append({name: getattr(record, name).cpu().numpy().astype(FIELDS[name][0]) for name in FIELDS})
+    return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}, kind
+
+
+def labelled(
+    fields: dict[str, np.ndarray], dims: tuple[str, ...], coordinates: xr.Dataset | None, kind: str, **attrs: Any
+) -> xr.Dataset:
+    """Put arrays over the sample dimensions together with their coordinates."""
+    import xarray as xr
+
+    coords = {}
+    if coordinates is not None:
+        coords = {name: c for name, c in coordinates.coords.items() if set(c.dims) <= set(dims)}
+    arrays = {name: (dims, values, FIELDS[name][2] if name in FIELDS else {}) for name, values in fields.items()}
+    return xr.Dataset(arrays, coords, {"likelihood": kind, **attrs})
+
+
+def require_layout(density: Density, layout: Layout, where: str) -> None:
+    """Refuse events of another layout than the density was trained on.
+
+    Raises:
+        LayoutError: They differ; the message says in what.
+    """
+    if density.layout is not None:
+        difference = layout.difference(density.layout)
+        if difference is not None:
+            raise LayoutError(f"{where}: the model was trained on another layout: {difference}")
+    elif tuple(density.event_shape) != layout.event_shape:
+        raise LayoutError(
+            f"{where}: events of shape {list(layout.event_shape)}, the model is for {list(density.event_shape)}"
+        )
+
+
+def _score_store(
+    density: Density, store: Store, method: str | None, batch_size: int, progress: bool, options: dict[str, Any]
+) -> xr.Dataset:
+    require_layout(density, store.layout, store.path)
+    grid = {name: np.full(store.layout.num_grid_events, empty, dtype) for name, (dtype, empty, _) in FIELDS.items()}
+    grid["split"] = np.full(store.layout.num_grid_events, NO_SPLIT, np.int8)
+    kind, done = "", 0
+    with progress_bar("scoring", len(store), progress) as update:
+        for code, split in enumerate(store.splits):
+            for record in split.shards:
+                start, stop = split.shard_range(record.number)
+                events = split[start:stop]
+                context = None if store.context_shape is None else split.context[start:stop]
+                fields, kind = score_rows(density, events, context, method, batch_size, **options)
+                index = split.grid_index(start, stop)
+                for name, values in fields.items():
+                    grid[name][index] = values
+                grid["split"][index] = code
+                done += len(events)
+                update(done, record.name)
+    shape = store.layout.grid_shape
+    dims = tuple(dim.name for dim in store.layout.sample_dims)
+    scores = labelled({n: v.reshape(shape) for n, v in grid.items()}, dims, store.coordinates, kind)
+    scores["split"].attrs = split_attributes()
+    return scores
+
+
+def split_attributes() -> dict[str, Any]:
+    """Attributes of the variable ``split``."""
+    return {"flag_values": [NO_SPLIT, 0, 1, 2], "flag_meanings": " ".join(("no_event", *SPLITS))}
+
+
+def _source(density: Density, data: Any) -> GridSource:
+    """Cut labelled data into events as the density's training data were."""
+    dataset = as_dataset(data)
+    if density.layout is None:
+        return GridSource(dataset)
+    trained = Layout.from_json(density.layout)
+    source = GridSource(
+        dataset,
+        variables=trained.variables,
+        event={dim.name: None if dim.stride is None else dim.size for dim in trained.event_dims} or None,
+        sample=[dim.source for dim in trained.sample_dims if dim.source not in {e.name for e in trained.event_dims}],
+        stride={dim.name: dim.stride for dim in trained.event_dims if dim.stride is not None},
+        context=trained.context,
+        dtype=trained.dtype,
+    )
+    require_layout(density, source.layout, "data")
+    return source

@@ -1,0 +1,230 @@
+"""A run: one workflow, one folder, and what goes on in each process that trains it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sciflow.config import Workflow, validate
+from sciflow.data.store import Store, open_store
+from sciflow.density import Density
+from sciflow.errors import RunError
+from sciflow.families import build, load
+from sciflow.training.evaluate import Evaluation
+from sciflow.training.fit import Fit
+from sciflow.training.loop import Outcome, train
+from sciflow.training.metrics import Metrics, read_metrics
+from sciflow.training.process import Process
+from sciflow.training.rows import prepare, training_data
+
+__all__ = ["Run", "new_density", "train_in_this_process", "write_whole"]
+
+# What makes a run what it is; the cluster it runs on, and what is done with it afterwards, may change.
+IDENTITY = ("name", "data", "model", "training")
+LOCK_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run.
+
+    ``workflow.yaml`` is the workflow as resolved, ``checkpoints/`` what training goes on from, ``metrics.jsonl`` and
+    ``tensorboard/`` its figures, ``model/`` the result, ``outcome.json`` how it ended. Every process that trains must
+    see the folder.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, workflow: Workflow, runs: str | Path = "runs", overwrite: bool = False) -> Run:
+        """Open the run of a workflow, or begin it.
+
+        Raises:
+            RunError: The folder belongs to another configuration.
+        """
+        run = cls(Path(runs).absolute() / workflow.name)
+        if overwrite:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        mine = workflow.model_dump(mode="json")
+        if run.workflow_file.exists():
+            theirs = run.workflow.model_dump(mode="json")
+            changed = _changes({k: theirs[k] for k in IDENTITY}, {k: mine[k] for k in IDENTITY})
+            if changed:
+                raise RunError(
+                    f"{run.folder} is a run of another configuration: {'; '.join(changed)}. "
+                    "Choose another name, or begin anew with --overwrite"
+                )
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(run.workflow_file, yaml.safe_dump(mine, sort_keys=False))
+        except OSError as error:
+            raise RunError(f"{run.folder}: cannot be written: {error.strerror or error}") from None
+        return run
+
+    @property
+    def workflow_file(self) -> Path:
+        """The workflow as resolved."""
+        return self.folder / "workflow.yaml"
+
+    @property
+    def workflow(self) -> Workflow:
+        """The workflow as resolved.
+
+        Raises:
+            RunError: There is no run here.
+        """
+        try:
+            content = yaml.safe_load(self.workflow_file.read_text())
+        except FileNotFoundError:
+            raise RunError(f"{self.folder}: no run here: it has no workflow.yaml") from None
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"{self.workflow_file}: damaged: {' '.join(str(error).split())}") from None
+        workflow: Workflow = validate(Workflow, content or {}, str(self.workflow_file))
+        return workflow
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """How training ended; None while it has not."""
+        file = self.folder / "outcome.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    @property
+    def density(self) -> Density:
+        """The trained density."""
+        return load(self.folder)
+
+    def fit(self) -> Fit:
+        """The result, as :func:`sciflow.fit` gives it.
+
+        Raises:
+            RunError: Training has not ended.
+        """
+        outcome = self.outcome
+        if outcome is None:
+            raise RunError(f"{self.folder}: training has not ended: run sciflow train again")
+        validation = Evaluation(**outcome.pop("validation"))
+        return Fit(self.density, validation=validation, history=read_metrics(self.folder / "metrics.jsonl"), **outcome)
+
+    def request_stop(self) -> None:
+        """Ask all processes to save and leave at their next step."""
+        (self.folder / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        """Whether :meth:`request_stop` was called."""
+        return (self.folder / "stop").exists()
+
+    def forget_stop(self) -> None:
+        """Undo :meth:`request_stop`."""
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for the process that writes its files; waits a while for one that is about to end.
+
+        Raises:
+            RunError: Another process holds it.
+        """
+        with (self.folder / "lock").open("w") as file:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise RunError(f"{self.folder}: another process is training this run: wait for it, or end it") from None
+                    time.sleep(0.1)
+            yield
+
+
+def train_in_this_process(
+    run: Run,
+    workflow: Workflow,
+    process: Process,
+    update: Callable[[int, str], None] = lambda step, note: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train the run's density as one of the processes that do; the first of them writes the files.
+
+    Args:
+        run: The run.
+        workflow: Its workflow.
+        process: This process.
+        update: Called by the first process at every step, with the step and a few words.
+        stop_requested: Asked at every step; True saves and leaves. The run's own stop file counts too.
+
+    Returns:
+        How training ended.
+    """
+    if not process.is_first:
+        return _train(run, workflow, process, Metrics(), stop_requested)
+    with run.locked():
+        metrics = Metrics(run.folder, update=update)
+        try:
+            outcome = _train(run, workflow, process, metrics, lambda: stop_requested() or run.stop_requested())
+        finally:
+            metrics.close()
+    return outcome
+
+
+def new_density(workflow: Workflow, store: Store) -> Density:
+    """Build the workflow's density for a store; its weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(workflow.training.seed)
+        density = build(workflow.model, store.event_shape, store.context_shape)
+    return density.double() if store.layout.dtype == "float64" else density
+
+
+def _train(
+    run: Run, workflow: Workflow, process: Process, metrics: Metrics, stop_requested: Callable[[], bool]
+) -> Outcome:
+    store = open_store(workflow.data.store)
+    density = new_density(workflow, store)
+    data, layout, fingerprint = training_data(density, store, None, None, None, workflow.training.seed)
+    prepare(density, data, workflow.training.degenerate, list(store.layout.variables))
+    outcome = train(
+        density, data, workflow.training, process, metrics, run.folder / "checkpoints", stop_requested
+    )
+    if process.is_first and outcome.ended != "stopped":
+        density.layout = layout
+        density.provenance = {
+            "run": workflow.name,
+            "data": fingerprint,
+            "steps": outcome.steps,
+            "validation": outcome.validation.to_json(),
+        }
+        density.save(run.folder / "model")
+        write_whole(run.folder / "outcome.json", json.dumps(asdict(outcome), indent=2))
+    return outcome
+
+
+def _changes(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*theirs, *mine}):
+        a, b = theirs.get(key), mine.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _changes(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} is {a!r} there, {b!r} here")
+    return found
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that readers find it whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -30,6 +30,11 @@ from sciflow.nets import ResidualMLP
 MLP = partial(ResidualMLP, hidden_features=(16, 16))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def randomised(bijection: Bijection) -> Bijection:
     """Move every weight off its neutral start, at which a wrong formula may look right."""
     generator = torch.Generator().manual_seed(0)
@@ -166,6 +171,23 @@ class TestSpline:
         assert log_slope.isfinite().all()
         for gradient in torch.autograd.grad(y.sum() + log_slope.sum(), (x, parameters)):
             assert gradient.isfinite().all()
+
+    def test_the_inverse_of_a_wild_spline_is_the_inverse(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(200_000, generator=generator).clamp(-4.9, 4.9)
+        parameters = 100 * torch.randn(23, 200_000, generator=generator)
+        x, _ = rational_quadratic_spline_inverse(z, parameters, 5.0)
+        # Slopes reach 1e3, where one rounding of x (5e-7) is 5e-4 in z.
+        assert (rational_quadratic_spline(x, parameters, 5.0)[0] - z).abs().max() <= 1e-3
+
+    @pytest.mark.parametrize("way", SPLINES)
+    def test_infinite_rows_leave_the_gradients_of_others_alone(self, way: str) -> None:
+        x = torch.tensor([torch.inf, -torch.inf, 3e38, 0.5])
+        parameters = torch.randn(23, 4, requires_grad=True)
+        y, log_slope = SPLINES[way](x, parameters, 5.0)
+        assert torch.equal(y[:3], x[:3])
+        (gradient,) = torch.autograd.grad(y[3] + log_slope.sum(), parameters)
+        assert gradient.isfinite().all()
 
     def test_knots_and_bounds_are_hit_from_both_sides(self) -> None:
         bound = torch.tensor(5.0)

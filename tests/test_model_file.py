@@ -14,6 +14,11 @@ from sciflow.families import load
 from sciflow.flows import NSF
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def flow() -> NSF:
     flow = NSF(event_shape=(2, 2), context_shape=(1,), num_transforms=1, hidden_features=(8,), preprocess=["log1p"])

@@ -20,6 +20,11 @@ from sciflow.errors import ConfigError, DataError
 KINDS = [Standardize, Log1p, Logit, Dequantize]
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 class TestEveryKind:
     def test_state_survives_saving(self, kind: type[Preprocessor]) -> None:

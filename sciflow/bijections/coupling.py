@@ -47,7 +47,7 @@ class SplineCoupling(Bijection):
         network: Callable[[int, int], nn.Module],
         num_context: int = 0,
         num_bins: int = 8,
-        tail_bound: float = 5.0,
+        tail_bound: float = 3.0,
         keep_last: bool = False,
     ) -> None:
         super().__init__((num_features,), (num_context,) if num_context else None)

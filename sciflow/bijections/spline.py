@@ -99,7 +99,7 @@ def rational_quadratic_spline_inverse(z: Tensor, parameters: Tensor, tail_bound:
     slope = height / width
     excess = v * (slope0 + slope1 - 2 * slope)
     a, b, minus_c = slope - slope0 + excess, slope0 - excess, slope * v
-    # The discriminant is positive; rounding may say otherwise, and the root's gradient is infinite at zero.
+    # The discriminant is positive. Should rounding ever say otherwise, the root stays real and its gradient finite.
     root = (b * b + 4 * a * minus_c).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
     # Of the two forms of the root, each time the one that adds numbers of one sign: the other would cancel.
     positive = b >= 0

@@ -28,6 +28,9 @@ class NSF(Flow):
     residual network reads off the other half (and the context); the halves take turns. It starts as a standard normal
     of the normalised event. Events and contexts of more than one dimension are flattened.
 
+    The defaults are those that did best on held-out rows of two tables of 10 and 8 columns (MAGIC gamma, HTRU2): fewer
+    transforms do worse on both; wider networks gain on the one and overfit the other.
+
     Args:
         event_shape: Shape of one event.
         context_shape: Shape of what the density is conditioned on, or None.
@@ -45,7 +48,7 @@ class NSF(Flow):
     Example:
         >>> flow = NSF(event_shape=(3,), num_transforms=2, hidden_features=(64, 64), seed=0)
         >>> flow
-        NSF(event_shape=(3,), context_shape=None, num_transforms=2, 22,985 parameters)
+        NSF(event_shape=(3,), context_shape=None, num_transforms=2, 22,921 parameters)
         >>> flow.log_prob(torch.zeros(5, 3)).shape, flow.sample(5, seed=1).shape
         (torch.Size([5]), torch.Size([5, 3]))
     """
@@ -57,10 +60,10 @@ class NSF(Flow):
         event_shape: Sequence[int],
         context_shape: Sequence[int] | None = None,
         *,
-        num_transforms: int = 5,
+        num_transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         num_bins: int = 8,
-        tail_bound: float = 5.0,
+        tail_bound: float = 3.0,
         dropout: float = 0.0,
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
         seed: int | None = None,

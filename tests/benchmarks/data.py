@@ -1,0 +1,193 @@
+"""Reading events for training: against a memory-map copy, the other Zarr readers, and xbatcher, in one run.
+
+    python tests/benchmarks/data.py --gigabytes 1
+
+Every figure is decoded megabytes of events a second, and a ratio. The field is simulated; the disk is warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+import zarr
+from rich.console import Console
+from rich.table import Table
+
+import sciflow as sf
+from sciflow.data.loader import Loader
+from sciflow.data.plan import Plan
+from sciflow.data.store import Store
+
+HEIGHT, WIDTH = 128, 256
+PATCH = 32
+WINDOW = 24
+BATCH_SIZE = 256
+MEGA = 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the field")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs over which memory must stay flat")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = int(arguments.gigabytes * 1e9 / (4 * HEIGHT * WIDTH)) // WINDOW * WINDOW
+        dataset = field(Path(folder), steps)
+        for name, event in (("patches of 32 x 32", {"lat": PATCH, "lon": PATCH}), ("windows of 24 steps", {"time": WINDOW})):
+            store = sf.shard(dataset, Path(folder) / f"{name[:7]}.zarr", event=event, split=(1.0, 0.0, 0.0), progress=False)
+            megabytes = len(store.train) * store.layout.event_bytes / MEGA
+            console.print(f"\n{name}: {len(store.train):,} events, {megabytes:,.0f} MB, {len(store.train.shards)} shards")
+            console.print(whole_shards(store, Path(folder)))
+            console.print(batches(store, dataset, event, arguments.epochs, Path(folder)))
+
+
+def field(folder: Path, steps: int) -> xr.Dataset:
+    """A simulated field of float32, lazy, with 64 time steps a chunk, as models write them."""
+    simulate = _simulate()
+    simulate.write_field(folder / "field.npy", steps, HEIGHT, WIDTH, seed=0)
+    values = np.load(folder / "field.npy", mmap_mode="r")
+    coordinates = {"time": np.arange(steps), "lat": np.arange(HEIGHT), "lon": np.arange(WIDTH)}
+    return xr.Dataset({"t": (("time", "lat", "lon"), values)}, coordinates)
+
+
+def whole_shards(store: Store, folder: Path) -> Table:
+    """Read every shard once, into memory that is kept; the memory-map copy reads the same events from a .npy file."""
+    split, event_shape = store.train, store.event_shape
+    copy = np.lib.format.open_memmap(folder / "events.npy", "w+", np.float32, (len(split), *event_shape))
+    for number in range(len(split.shards)):
+        start, stop = split.shard_range(number)
+        split.read(start, stop, copy[start:stop])
+    copy.flush()
+    mapped = np.load(folder / "events.npy", mmap_mode="r")
+    ranges = [split.shard_range(number) for number in range(len(split.shards))]
+    # As the loader reads: a unit of a shard at a time, into one buffer.
+    units = [
+        (int(a), int(b)) for start, stop in ranges for a, b in _pairs(np.linspace(start, stop, 9).astype(int)) if b > a
+    ]
+    buffer = np.empty((split.shard_rows, *event_shape), np.float32)
+    readers: dict[str, Callable[[], object]] = {
+        "memory-map copy": lambda: [np.array(mapped[a:b]) for a, b in ranges],
+        "sciflow": lambda: [split.read(a, b, buffer[: b - a]) for a, b in units],
+        "sciflow, a shard at a time": lambda: [split.read(a, b, buffer[: b - a]) for a, b in ranges],
+        "zarr-python": lambda: _read_with(store, ranges, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
+        "zarrs": lambda: _read_with(store, ranges, "zarrs.ZarrsCodecPipeline"),
+    }
+    if importlib.util.find_spec("tensorstore"):
+        readers["tensorstore"] = lambda: _read_with_tensorstore(store, ranges)
+    return _table("whole-shard reading", readers, len(split) * store.layout.event_bytes)
+
+
+def batches(store: Store, dataset: xr.Dataset, event: dict[str, int], epochs: int, folder: Path) -> Table:
+    """Shuffled batches for training, first batch and memory; xbatcher cuts the same events from a store of the field."""
+    plan = Plan(len(store.train), store.train.shard_rows, BATCH_SIZE, (128 << 20) // store.layout.event_bytes)
+    began = time.perf_counter()
+    loader = Loader(store.train, plan)
+    next(loader.epoch(0))
+    first = time.perf_counter() - began
+    memory, rates = [], []
+    for epoch in range(epochs):
+        began = time.perf_counter()
+        rows = sum(len(batch.events) for batch in loader.epoch(epoch))
+        rates.append(rows * store.layout.event_bytes / MEGA / (time.perf_counter() - began))
+        memory.append(_resident())
+    table = Table("what", "figure", title="batches for training", title_justify="left")
+    table.add_row("first batch, from opening", f"{first:.3f} s")
+    table.add_row("shuffled batches", f"{np.median(rates):,.0f} MB/s")
+    table.add_row("resident set after each epoch", ", ".join(f"{size:,.0f}" for size in memory) + " MB")
+    if importlib.util.find_spec("xbatcher"):
+        peer = xbatcher_rate(dataset, event, folder)
+        table.add_row("xbatcher, same events, in order", f"{peer:,.0f} MB/s")
+        table.add_row("sciflow / xbatcher", f"{np.median(rates) / peer:.1f}")
+    return table
+
+
+def xbatcher_rate(dataset: xr.Dataset, event: dict[str, int], folder: Path, seconds: float = 10.0) -> float:
+    """Megabytes a second of ``xbatcher.BatchGenerator`` over a Zarr store of the field, for a while."""
+    import xbatcher
+
+    path = folder / "field.zarr"
+    if not path.exists():
+        dataset.chunk({"time": 64}).to_zarr(path, zarr_format=3, consolidated=False)
+    source = xr.open_zarr(path, consolidated=False)
+    whole = {str(dim): event.get(str(dim), size if "time" in event and dim != "time" else 1) for dim, size in source.sizes.items()}
+    if "time" in event:
+        # A batch of windows: as many cells at a time as make a batch.
+        whole |= {"lat": 1, "lon": BATCH_SIZE}
+    generator = xbatcher.BatchGenerator(source["t"], input_dims=whole)
+    done, began = 0, time.perf_counter()
+    for patch in generator:
+        done += np.asarray(patch.values).nbytes
+        if time.perf_counter() - began > seconds:
+            break
+    return done / MEGA / (time.perf_counter() - began)
+
+
+def _read_with(store: Store, ranges: list[tuple[int, int]], pipeline: str) -> None:
+    with zarr.config.set({"codec_pipeline.path": pipeline}):
+        array = zarr.open_array(store.path, path="train/events", mode="r")
+    for start, stop in ranges:
+        array[start:stop]
+
+
+def _read_with_tensorstore(store: Store, ranges: list[tuple[int, int]]) -> None:
+    import tensorstore
+
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(Path(store.path).absolute() / "train/events")}}
+    array = tensorstore.open(spec).result()
+    for start, stop in ranges:
+        array[start:stop].read().result()
+
+
+def _table(title: str, readers: dict[str, Callable[[], object]], num_bytes: int, rounds: int = 3) -> Table:
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    # In turn, so that a slow moment of the machine falls on all.
+    for _ in range(rounds):
+        for name, read in readers.items():
+            began = time.perf_counter()
+            read()
+            seconds[name].append(time.perf_counter() - began)
+    table = Table("reader", "MB/s", "of a memory-map copy", title=title, title_justify="left")
+    base = np.array(seconds["memory-map copy"])
+    for name, spent in seconds.items():
+        table.add_row(name, f"{num_bytes / MEGA / np.median(spent):,.0f}", f"{np.median(base / np.array(spent)):.2f}")
+    return table
+
+
+def _pairs(cuts: np.ndarray) -> list[tuple[int, int]]:
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _resident() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def _simulate():  # noqa: ANN202
+    """The simulators live beside the package."""
+    path = Path(__file__).resolve().parents[2] / "datasets" / "simulate.py"
+    spec = importlib.util.spec_from_file_location("simulate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["simulate"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,7 @@ _HOMES = {
 }
 _SUBPACKAGES = ("bijections", "errors", "flows")
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Density",
     "Fit",
     "Likelihood",

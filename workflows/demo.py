@@ -50,7 +50,9 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     seconds: dict[str, float] = {}
     benign, malignant = biopsies()
-    console.print(f"{len(benign)} benign biopsies to learn from, {len(malignant)} malignant ones to find; seed {SEED}\n")
+    console.print(
+        f"{len(benign)} benign biopsies to learn from, {len(malignant)} malignant ones to find; seed {SEED}\n"
+    )
 
     with stage("shard", seconds, console):
         store = sf.shard(benign, FOLDER / "benign.zarr", split=(0.7, 0.1, 0.2), shard_rows=64, seed=SEED)
@@ -78,7 +80,10 @@ def main() -> None:
     }
     table = Table(
         ("method", "held-out log p [nats]", "AUROC, malignant against benign"),
-        [(name, "-" if log_prob is None else mean_and_error(log_prob), f"{area:.3f}") for name, (log_prob, area) in results.items()],
+        [
+            (name, "-" if log_prob is None else mean_and_error(log_prob), f"{area:.3f}")
+            for name, (log_prob, area) in results.items()
+        ],
     )
     show(console, table, "results")
     show(console, Table(("stage", "seconds"), [(name, f"{spent:.1f}") for name, spent in seconds.items()]), "time")
@@ -149,7 +154,9 @@ def report(
     samples = fit.density.sample(1000, seed=SEED).numpy()
     sections = [
         Section("Result", "Trained on benign biopsies alone; malignant ones are the anomalies.", table),
-        Section("Training", f"{fit!r}; the weights of step {fit.best_step} are kept.", figures=(loss_curve(fit.history),)),
+        Section(
+            "Training", f"{fit!r}; the weights of step {fit.best_step} are kept.", figures=(loss_curve(fit.history),)
+        ),
         Section(
             "Log p",
             "Of benign biopsies that were held out, and of malignant ones.",

@@ -94,9 +94,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_ylim(*_loss_limits(training[:, 1], -validation[:, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    handles, words = axes.get_legend_handles_labels()
-    order = sorted(range(len(words)), key=lambda i: words[i].startswith("best"))
-    axes.legend([handles[i] for i in order], [words[i] for i in order], frameon=False, loc="upper right", fontsize=9)
+    _legend_above(figure, axes, num_columns=2)
     figure.set_label(label + ".")
     return figure
 
@@ -124,8 +122,12 @@ def log_prob_histogram(groups: Mapping[str, Any]) -> Figure:
     if not any(len(values) for values in rows.values()):
         raise DataError("log_prob_histogram: no group has a row; give at least one array that is not empty")
     finite = {name: values[np.isfinite(values)] for name, values in rows.items()}
-    low, high = _joint_limits([values for values in finite.values() if len(values)])
-    num_bins = int(np.clip(2 * max(len(v) for v in finite.values()) ** (1 / 3), 12, 80))
+    some = [values for values in finite.values() if len(values)]
+    low, high = _joint_limits(some, reach=3.0)
+    # Fine enough for the narrowest group, by the rule of Freedman and Diaconis, within reason.
+    widths = [2 * float(np.subtract(*np.quantile(v, [0.75, 0.25]))) / len(v) ** (1 / 3) for v in some]
+    width = min((w for w in widths if w > 0), default=high - low)
+    num_bins = int(np.clip((high - low) / width, 12, 120))
     edges = np.linspace(low, high, num_bins + 1)
     figure, (axes,) = _figure(7.0, 4.0)
     _style(axes, "log p (nats)", "share of events per nat")
@@ -444,9 +446,10 @@ def _corner_legend(figure: Figure, grid: NDArray[Any], num_data: int, num_sample
         figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
+def _legend_above(figure: Figure, axes: Axes, num_columns: int = 1) -> None:
     """A legend above the axes, where no curve can hide behind it."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", frameon=False, fontsize=9)
+    handles, words = axes.get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside upper left", frameon=False, fontsize=9, ncols=num_columns)
 
 
 def _edges(axis: Any, centres: NDArray[Any]) -> Floats:

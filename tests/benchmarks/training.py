@@ -56,14 +56,18 @@ def main() -> None:
         table.add_row("rows a second, 1 Ray worker", f"{one:,.0f}", "")
         table.add_row("rows a second, 2 Ray workers", f"{two:,.0f}", "")
         table.add_row("2 workers / 1 worker", f"{two / one:.2f}", ">= 1.8")
-        table.add_row("sciflow train to the first step, Ray's start included", f"{first_step(store.path, Path(folder)):.1f} s", "<= 12 s")
+        table.add_row(
+            "sciflow train to the first step, Ray's start included",
+            f"{first_step(store.path, Path(folder)):.1f} s",
+            "<= 12 s",
+        )
         table.add_row("sf.fit to the first step, after imports", f"{first_step_of_fit(store):.2f} s", "<= 1 s")
         table.add_row("import sciflow, over import torch", f"{import_time():.2f} s", "<= 0.2 s")
         Console(width=110).print(table)
 
 
 def overhead(store: Store, steps: int, rounds: int = 3) -> float:
-    """Share of the loop's time that is not the model's own; the bare steps run over the same batches, held in memory."""
+    """Share of the loop's time that is not the model's own; the bare steps run over the same batches, in memory."""
     shares = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -124,7 +128,11 @@ def first_step(store: str, folder: Path) -> float:
 def _train_command(
     store: str, folder: Path, name: str, settings: list[str], wait: bool = True
 ) -> subprocess.Popen[bytes]:
-    workflow = {"name": name, "data": {"store": store}, "training": {"batch_size": BATCH_SIZE, "validate_every": 10_000}}
+    workflow = {
+        "name": name,
+        "data": {"store": store},
+        "training": {"batch_size": BATCH_SIZE, "validate_every": 10_000},
+    }
     (folder / f"{name}.yaml").write_text(json.dumps(workflow))
     command = [sys.executable, "-m", "sciflow.cli", "train", str(folder / f"{name}.yaml"), *settings]
     process = subprocess.Popen([*command, "--runs", str(folder / "runs"), "--overwrite"], stdout=subprocess.DEVNULL)

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sciflow.errors import ConfigError, SciflowError
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """Says what went wrong, or is worth knowing, in one line on standard error."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; a command that was given wrongly is told so in one line, too."""
+        standalone = options.pop("standalone_mode", True)
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except Exception as error:
+            # Typer's usage errors, whose class has moved from release to release.
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+            else:
+                _say(f"error: {error.format_message().rstrip('.')}; --help says what there is")
+            sys.exit(2)
+        if standalone:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run what a command does."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+            threading.excepthook = _excepthook
+            try:
+                return super().invoke(ctx)
+            except SciflowError as error:
+                _say(f"error: {error}")
+            except KeyboardInterrupt:
+                _say("interrupted: the same command goes on from here")
+                sys.exit(130)
+            except BrokenPipeError:
+                os._exit(0)
+            except OSError as error:
+                _say(f"error: {error.filename or 'file system'}: {error.strerror or error}")
+            finally:
+                threading.excepthook = threading.__excepthook__
+        sys.exit(1)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -34,11 +81,13 @@ app = typer.Typer(
 
 Workflow = Annotated[Path, typer.Argument(help="Workflow file (YAML).", show_default=False)]
 Overrides = Annotated[
-    Optional[list[str]],
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the file's: training.max_steps=500.", show_default=False),
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings in place of the file's: training.max_steps=500.", show_default=False
+    ),
 ]
 Address = Annotated[
-    Optional[str], typer.Option(help="Ray cluster to use (auto, ray://..., HOST:PORT); a local one is started otherwise.")
+    str | None, typer.Option(help="Ray cluster to use (auto, ray://..., HOST:PORT); a local one is started otherwise.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
@@ -47,16 +96,7 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs; every node must se
 
 def main() -> None:
     """Run a command; what it reports as an error is one line on standard error."""
-    try:
-        app()
-    except SciflowError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: the same command goes on from here", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)
+    app()
 
 
 @app.command()
@@ -69,32 +109,42 @@ def shard(
             show_default=False,
         ),
     ],
-    variables: Annotated[Optional[str], typer.Option(help="What an event is made of: t2m,u10.")] = None,
+    variables: Annotated[str | None, typer.Option(help="What an event is made of: t2m,u10.")] = None,
     event: Annotated[
-        Optional[str],
-        typer.Option(help="Dimensions inside an event: time=24 (windows of 24 steps), lat=8,lon=8 (patches), level (all of it)."),
+        str | None,
+        typer.Option(
+            help="Dimensions inside an event: time=24 (windows of 24 steps), lat=8,lon=8 (patches), level (all of it)."
+        ),
     ] = None,
-    sample: Annotated[Optional[str], typer.Option(help="Dimensions that are counted: lat,lon.")] = None,
-    stride: Annotated[Optional[str], typer.Option(help="Steps from one window to the next: time=12. Default: no overlap.")] = None,
-    context: Annotated[Optional[str], typer.Option(help="Variables that events are conditioned on.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Dimensions that are counted: lat,lon.")] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="Steps from one window to the next: time=12. Default: no overlap.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Variables that events are conditioned on.")] = None,
     split: Annotated[str, typer.Option(help="Shares of training, validation and test.")] = "0.8,0.1,0.1",
     split_by: Annotated[
-        Optional[str],
-        typer.Option(help="Keep positions along a dimension together: time (in order), or time=7 (blocks of 7, at random)."),
+        str | None,
+        typer.Option(
+            help="Keep positions along a dimension together: time (in order), or time=7 (blocks of 7, at random)."
+        ),
     ] = None,
-    missing: Annotated[str, typer.Option(help="What becomes of missing values: error, drop (the event) or fill.")] = "error",
-    fill_value: Annotated[Optional[float], typer.Option(help="What to fill with; the variable's mean by default.")] = None,
+    missing: Annotated[
+        str, typer.Option(help="What becomes of missing values: error, drop (the event) or fill.")
+    ] = "error",
+    fill_value: Annotated[float | None, typer.Option(help="What to fill with; the variable's mean by default.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    shard_rows: Annotated[Optional[int], typer.Option(help="Events in a training shard; 64 MiB of them by default.")] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Events in a training shard; 64 MiB of them by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    writers: Annotated[Optional[int], typer.Option(help="Writing threads; each holds a shard in memory.")] = None,
+    writers: Annotated[int | None, typer.Option(help="Writing threads; each holds a shard in memory.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write events into one sharded Zarr store, laid out for the way they will be read.
 
-    An event is a row of a table, a window along a dimension, or a patch over several. Every shard is written whole, with
-    checksums; a command that was interrupted goes on when it is given again.
+    An event is a row of a table, a window along a dimension, or a patch over several. Every shard is written whole,
+    with checksums; a command that was interrupted goes on when it is given again.
 
         sciflow shard era5.nc era5.zarr --variables t2m --event time=24 --sample latitude,longitude
 
@@ -130,7 +180,9 @@ def shard(
 
 
 @app.command()
-def inspect(path: Annotated[str, typer.Argument(metavar="STORE|RUN", help="A store or a run.", show_default=False)]) -> None:
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="STORE|RUN", help="A store or a run.", show_default=False)],
+) -> None:
     """Say what a store or a run is, in a screenful."""
     from sciflow.inspection import describe
 
@@ -143,9 +195,9 @@ def check(workflow: Workflow, overrides: Overrides = None) -> None:
     from sciflow.config import load_workflow
     from sciflow.training.train import check as check_workflow
 
-    chosen = load_workflow(workflow, overrides or [])
-    num_rows = check_workflow(chosen)
-    typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model.get('name')} on {num_rows:,} training events of {chosen.data.store}")
+    chosen, num_rows = check_workflow(load_workflow(workflow, overrides or []), str(workflow))
+    rows = f"{num_rows:,} training events of {chosen.data.store}"
+    typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model['name']} on {rows}")
 
 
 @app.command()
@@ -164,16 +216,22 @@ def train(
 
         sciflow train workflows/era5_daily_cycle.yaml training.max_steps=500 cluster.num_workers=2
     """
+    from sciflow.config import load_workflow
     from sciflow.training.report import write_report
+    from sciflow.training.run import Run
     from sciflow.training.train import train as train_workflow
 
+    name = load_workflow(workflow, overrides or []).name
+    ended = not overwrite and Run(runs / name).outcome is not None
     run = train_workflow(
         workflow, overrides or [], address=address, runs=runs, overwrite=overwrite, local=local, progress=not quiet
     )
     if run.outcome is None:
-        typer.echo(f"stopped on request; the same command goes on from {run.folder / 'checkpoints'}", err=True)
+        _say(f"stopped on request; the same command goes on from {run.folder / 'checkpoints'}")
         sys.exit(143)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _is_first():
+        if ended:
+            typer.echo(f"{_short(run.folder)} has ended before; begin it anew with --overwrite")
         typer.echo(f"{run.fit()!r}")
         typer.echo(f"report: {write_report(run)}")
         typer.echo(f"next: sciflow score {_short(run.folder)} {run.workflow.data.store} --out scores.zarr")
@@ -192,7 +250,7 @@ def score(
 ) -> None:
     """Compute log p of every event of a store, one Ray task a shard; what was interrupted goes on.
 
-        sciflow score runs/era5-daily-cycle era5.zarr --out scores.zarr
+    sciflow score runs/era5-daily-cycle era5.zarr --out scores.zarr
     """
     from sciflow.scoring.distributed import score_on_ray
 
@@ -207,14 +265,14 @@ def sample(
     run: Annotated[Path, typer.Argument(help="Run, or folder of a model.", show_default=False)],
     out: Annotated[str, typer.Option(help="Zarr store to be written.")],
     n: Annotated[int, typer.Option("--n", help="Number of draws.")] = 1000,
-    context: Annotated[Optional[str], typer.Option(help="Context of a conditional density: 0.5,12.0.")] = None,
+    context: Annotated[str | None, typer.Option(help="Context of a conditional density: 0.5,12.0.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same draws.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw events from a trained density, in data units, as a Zarr store.
 
-        sciflow sample runs/era5-daily-cycle --n 1000 --out samples.zarr
+    sciflow sample runs/era5-daily-cycle --n 1000 --out samples.zarr
     """
     from sciflow.families import load
     from sciflow.scoring.samples import write_samples
@@ -240,7 +298,9 @@ def _sizes(text: str | None, option: str) -> dict[str, int | None] | None:
         try:
             sizes[name] = int(size) if equals else None
         except ValueError:
-            raise ConfigError(f"--{option} {item}: give NAME=LENGTH, a whole number of steps, or NAME for all of it") from None
+            raise ConfigError(
+                f"--{option} {item}: give NAME=LENGTH, a whole number of steps, or NAME for all of it"
+            ) from None
     return sizes
 
 
@@ -272,6 +332,22 @@ def _numbers(text: str, option: str) -> list[float]:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(f"--{option} {text}: give numbers with commas between them") from None
+
+
+def _excepthook(raised: threading.ExceptHookArgs) -> None:
+    # A full disk in TensorBoard's writing thread is raised again, and told of, by the next write.
+    if not issubclass(raised.exc_type, OSError):
+        threading.__excepthook__(raised)
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for those that torchrun has started with it."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _say(text: str) -> None:
+    if _is_first():
+        typer.echo(text, err=True)
 
 
 def _short(path: Path) -> str:

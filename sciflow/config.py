@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from sciflow.errors import ConfigError, nearest
 
@@ -20,46 +20,66 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``batch_size: true``, which would be read as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a number or a text, not true or false")
+        return value
+
 
 class Data(Section):
     """Where the events are."""
 
     store: str = Field(min_length=1, description="A store that sciflow shard wrote: a folder or a URL.")
+    fingerprint: str | None = Field(
+        default=None, description="Hash of its events; taken down when a run begins, and checked."
+    )
 
 
 class Training(Section):
     """How a density is trained. What is left out is chosen by a rule from the number of training events."""
 
-    batch_size: int | None = Field(None, ge=1, description="Events in a global batch, over all workers.")
-    max_steps: int | None = Field(None, ge=1, description="Steps of the optimiser, at most.")
-    max_epochs: int | None = Field(None, ge=1, description="Passes over the training events, at most.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak of the learning rate.")
-    warmup: float = Field(0.02, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay (AdamW).")
-    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient.")
-    validate_every: int | None = Field(None, ge=1, description="Steps between validations; a checkpoint goes with each.")
-    patience: int = Field(12, ge=1, description="Validations without a better one before training stops.")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the networks; log p keeps float32.")
-    compile: bool = Field(False, description="Compile the loss with torch.compile.")
-    shuffle_megabytes: int = Field(128, ge=1, description="Events shuffled together, over all workers.")
-    degenerate: Literal["error", "warn"] = Field("error", description="What a constant or duplicate variable leads to.")
-    seed: int = Field(0, ge=0, description="Of weights, order and noise.")
+    batch_size: int | None = Field(default=None, ge=1, description="Events in a global batch, over all workers.")
+    max_steps: int | None = Field(default=None, ge=1, description="Steps of the optimiser, at most.")
+    max_epochs: int | None = Field(default=None, ge=1, description="Passes over the training events, at most.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak of the learning rate.")
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay (AdamW).")
+    ema_decay: float = Field(
+        default=0.998, ge=0, lt=1, description="Of the average of the weights, which is kept; 0: none."
+    )
+    gradient_clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient.")
+    validate_every: int | None = Field(
+        default=None, ge=1, description="Steps between validations; a checkpoint goes with each."
+    )
+    patience: int = Field(default=12, ge=1, description="Validations without a better one before training stops.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the networks; log p keeps float32."
+    )
+    compile: bool = Field(default=False, description="Compile the loss with torch.compile.")
+    shuffle_megabytes: int = Field(default=128, ge=1, description="Events shuffled together, over all workers.")
+    degenerate: Literal["error", "warn"] = Field(
+        default="error", description="What a constant or duplicate variable leads to."
+    )
+    seed: int = Field(default=0, ge=0, description="Of weights, order and noise.")
 
 
 class Scoring(Section):
     """Where the scores go."""
 
-    out: str | None = Field(None, description="A Zarr store to be written.")
-    batch_size: int = Field(4096, ge=1, description="Events scored at a time.")
+    out: str | None = Field(default=None, description="A Zarr store to be written.")
+    batch_size: int = Field(default=4096, ge=1, description="Events scored at a time.")
 
 
 class Cluster(Section):
     """What Ray gives to a run. Not part of a run's identity: it may change from one start to the next."""
 
-    num_workers: int = Field(1, ge=1, description="Training workers.")
-    use_gpu: bool = Field(False, description="One GPU a worker.")
-    cpus_per_worker: int = Field(1, ge=1, description="Processor cores a worker.")
-    max_failures: int = Field(3, ge=0, description="Restarts after lost workers.")
+    num_workers: int = Field(default=1, ge=1, description="Training workers.")
+    use_gpu: bool = Field(default=False, description="One GPU a worker.")
+    cpus_per_worker: int = Field(default=1, ge=1, description="Processor cores a worker.")
+    max_failures: int = Field(default=3, ge=0, description="Restarts after lost workers.")
 
 
 class Workflow(Section):
@@ -89,7 +109,8 @@ def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: 
         ConfigError: The file cannot be read, or a key or value is wrong.
 
     Example:
-        >>> load_workflow({"name": "demo", "data": {"store": "rows.zarr"}}, ["training.max_steps=500"]).training.max_steps
+        >>> workflow = load_workflow({"name": "demo", "data": {"store": "rows.zarr"}}, ["training.max_steps=500"])
+        >>> workflow.training.max_steps
         500
     """
     if isinstance(source, Workflow):
@@ -126,7 +147,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that reads ``1e-3`` as a number, and refuses a key that is given twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"key {key!r} is given twice{str(node.start_mark).replace(chr(34), '')}")
@@ -156,22 +177,33 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str], where: str) -
             at[parent] = dict(below) if isinstance(below, Mapping) else {}
             at = at[parent]
         at[last] = value
-    workflow: Workflow = validate(Workflow, content, where if not overrides else "")
-    return workflow
+    try:
+        return Workflow.model_validate(content)
+    except ValidationError as error:
+        given = [override.partition("=")[0] for override in overrides]
+        raise ConfigError(_first(error, Workflow, where, given)) from None
 
 
-def _first(error: ValidationError, section: type[Section], where: str) -> str:
-    """The first problem as ``file: key: what is wrong``; unknown keys before the rest, since they explain it."""
+def _first(error: ValidationError, section: type[Section], where: str, given: Sequence[str] = ()) -> str:
+    """The first problem as ``file: key: what is wrong``; unknown keys before the rest, since they explain it.
+
+    Keys that were ``given`` on the command line are no fault of the file.
+    """
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     place = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     key = ".".join(str(part) for part in place) or section.__name__.lower()
-    prefix = f"{where}: " if where else ""
+    theirs = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in given)
+    prefix = f"{where}: " if where and not theirs else ""
     if problem["type"] == "extra_forbidden":
         return f"{prefix}{key}: unknown key; {nearest(str(place[-1]), _known(section, place[:-1]))}"
     if problem["type"] == "missing":
         return f"{prefix}{key}: missing; it must be given"
     text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        text = "a mapping of keys to values"
+    elif problem["type"] == "string_pattern_mismatch":
+        text = "letters, digits, '.', '_' and '-', the first a letter or a digit"
     return f"{prefix}{key}: got {problem['input']!r}, it must be {text}"
 
 

@@ -7,7 +7,6 @@ malignant ones are the anomalies, which it has never seen. Run by ``make demo``.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,16 +29,16 @@ from sciflow.training.distributed import connected
 
 RUNS = Path("runs")
 FOLDER = RUNS / "demo"
+STORE = RUNS / "demo-benign.zarr"
 SEED = 0
 NUM_WORKERS = 2
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 WORKFLOW = {
     "name": "demo",
-    "data": {"store": str(FOLDER / "benign.zarr")},
-    # Few rows and many columns that say nearly the same: a small network, much dropout, small steps.
-    "model": {"name": "nsf", "num_transforms": 3, "hidden_features": [64, 64], "dropout": 0.3},
-    "training": {"learning_rate": 3e-4, "seed": SEED},
+    "data": {"store": str(STORE)},
+    "model": {"name": "nsf"},
+    "training": {"seed": SEED},
     "cluster": {"num_workers": NUM_WORKERS},
 }
 
@@ -47,7 +46,6 @@ WORKFLOW = {
 def main() -> None:
     torch.set_num_threads(1)
     console = Console()
-    shutil.rmtree(FOLDER, ignore_errors=True)
     seconds: dict[str, float] = {}
     benign, malignant = biopsies()
     console.print(
@@ -55,13 +53,13 @@ def main() -> None:
     )
 
     with stage("shard", seconds, console):
-        store = sf.shard(benign, FOLDER / "benign.zarr", split=(0.7, 0.1, 0.2), shard_rows=64, seed=SEED)
+        store = sf.shard(benign, STORE, split=(0.7, 0.1, 0.2), shard_rows=64, seed=SEED, overwrite=True)
     with stage("start Ray", seconds, console):
         cluster = connected(None, num_cpus=NUM_WORKERS)
         cluster.__enter__()
     try:
         with stage("train", seconds, console):
-            run = sf.train(WORKFLOW, runs=RUNS)
+            run = sf.train(WORKFLOW, runs=RUNS, overwrite=True)
         with stage("score", seconds, console):
             score_on_ray(FOLDER, store.path, FOLDER / "scores.zarr", overwrite=True)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sciflow.errors import LayoutError, nearest
 
-__all__ = ["EventDim", "Layout", "SampleDim"]
+__all__ = ["EventDim", "Layout", "SampleDim", "full_name", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -147,33 +147,60 @@ class Layout:
         return None
 
 
+def full_name(name: str, known: Iterable[str]) -> str:
+    """Return the dimension that a name means: its own, or the only one that begins so.
+
+    Example:
+        >>> full_name("lat", ["time", "latitude", "longitude"])
+        'latitude'
+
+    Raises:
+        LayoutError: Several dimensions begin so, or none does.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    found = [dim for dim in known if name and dim.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LayoutError(f"dimension '{name}' may be {' or '.join(found)}: say which")
+    raise LayoutError(unknown("dimension", name, known))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Say that a name is not known, which one is near it, and which there are.
+
+    Example:
+        >>> unknown("variable", "t2", ["t2m", "u10"])
+        "no variable 't2'; did you mean t2m? known: t2m, u10"
+    """
+    known = list(known)
+    hint = nearest(name, known)
+    return f"no {what} '{name}'; {hint}" + (f" known: {', '.join(known)}" if hint.endswith("?") else "")
+
+
 def resolve(
     dims: Mapping[str, int],
-    event: Mapping[str, int | None] | Sequence[str] | None,
+    event: Mapping[str, int | None] | None,
     sample: Sequence[str] | None,
-    stride: Mapping[str, int] | None,
+    stride: Mapping[str, int],
     periods: Mapping[str, str],
 ) -> tuple[tuple[SampleDim, ...], tuple[EventDim, ...]]:
     """Turn a request for events into dimensions, checked against those that exist.
 
     Args:
         dims: Dimensions of the variables and their lengths, in the source's order.
-        event: Window length by dimension, None for the whole dimension; or names of whole dimensions.
+        event: Window length by dimension, None for the whole dimension.
         sample: Dimensions that are counted; all others belong to the event.
         stride: Steps from a window to the next, by dimension; a window's own length where it is not named.
         periods: Names for the windows of a dimension, such as ``{"time": "day"}``; ``NAME_window`` otherwise.
 
     Raises:
-        LayoutError: A dimension does not exist, is claimed twice or not at all, or a window is longer than it.
+        LayoutError: A dimension is claimed twice or not at all, or a window is longer than it.
     """
-    event = dict.fromkeys(event) if event is not None and not isinstance(event, Mapping) else event
     windows: dict[str, int | None] = dict(event or {})
-    strides = dict(stride or {})
-    for name in (*windows, *(sample or ()), *strides):
-        if name not in dims:
-            listed = ", ".join(f"{dim} ({size})" for dim, size in dims.items())
-            raise LayoutError(f"no dimension '{name}'; {nearest(name, dims)} The variables have: {listed}")
-    for name in strides:
+    for name in stride:
         if windows.get(name) is None:
             raise LayoutError(f"stride of '{name}' without a window along it: give its window, --event {name}=LENGTH")
     if event is None and sample is None:
@@ -198,7 +225,7 @@ def resolve(
         if size is None:
             event_dims.append(EventDim(name, length))
             continue
-        step = strides.get(name, size)
+        step = stride.get(name, size)
         if size < 1 or step < 1:
             raise LayoutError(f"window of '{name}': length {size} and stride {step} must both be 1 or more")
         if size > length:

@@ -1,11 +1,12 @@
-"""The manifest: every shard of a store with its rows and hash, held against what is on disk."""
+"""The manifest: every shard and every other file of a store with its hash, held against what is on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,33 +37,48 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All shards of a store, in order."""
+    """What a store is made of.
+
+    Attributes:
+        shards: All shards, in order.
+        files: SHA-256 of every other file, by its key: metadata, coordinates, statistics.
+    """
 
     shards: tuple[ShardRecord, ...]
+    files: dict[str, str]
 
     @classmethod
-    def of(cls, records: Iterable[ShardRecord]) -> Manifest:
+    def of(cls, records: Iterable[ShardRecord], files: dict[str, str]) -> Manifest:
         """Sort the records of writers that finished in any order."""
         order = {"train": 0, "validation": 1, "test": 2}
-        return cls(tuple(sorted(records, key=lambda record: (order[record.split], record.number))))
+        return cls(tuple(sorted(records, key=lambda record: (order[record.split], record.number))), files)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in the store: equal for equal events in equal order, whatever the compressor."""
-        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()
+        """Hash of all events: equal for equal events in equal order, whatever the compressor."""
+        return _sha256(json.dumps([astuple(record) for record in self.shards]))
 
     def of_split(self, split: str) -> list[ShardRecord]:
         """Shards of one split, in order."""
         return [record for record in self.shards if record.split == split]
 
-    def to_json(self) -> list[list]:
-        """Return plain lists."""
-        return [list(astuple(record)) for record in self.shards]
+    def to_json(self) -> dict[str, str]:
+        """Return text with a hash of its own."""
+        text = json.dumps({"shards": [astuple(record) for record in self.shards], "files": self.files})
+        return {"manifest": text, "sha256": _sha256(text)}
 
     @classmethod
-    def from_json(cls, rows: Sequence[Sequence]) -> Manifest:
-        """Undo :meth:`to_json`."""
-        return cls(tuple(ShardRecord(*row) for row in rows))
+    def from_json(cls, record: Mapping[str, Any]) -> Manifest:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            KeyError, ValueError: It is damaged.
+        """
+        text = record["manifest"]
+        if _sha256(text) != record["sha256"]:
+            raise ValueError("the manifest's checksum does not fit it")
+        content = json.loads(text)
+        return cls(tuple(ShardRecord(*row) for row in content["shards"]), content["files"])
 
 
 def hash_rows(events: np.ndarray, context: np.ndarray | None) -> str:
@@ -72,7 +88,11 @@ def hash_rows(events: np.ndarray, context: np.ndarray | None) -> str:
         >>> hash_rows(np.zeros((2, 3), "float32"), None)[:8]
         '9d908ecf'
     """
-    digest = hashlib.sha256(memoryview(np.ascontiguousarray(events)).cast("B"))
-    if context is not None:
-        digest.update(memoryview(np.ascontiguousarray(context)).cast("B"))
+    digest = hashlib.sha256()
+    for array in (events, *(() if context is None else (context,))):
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

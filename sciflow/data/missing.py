@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from sciflow.data.cast import to_floats
 from sciflow.data.source import Block, EventSource
 from sciflow.errors import DataError
 from sciflow.progress import progress_bar
@@ -42,15 +43,15 @@ class Missing:
         Raises:
             DataError: A value is missing that the policy has no answer to; names variable and place.
         """
-        if self.policy == "drop" and (self.keep is None or self.keep[block.start : block.start + len(block.events)].all()):
+        if self.policy == "drop":
             return block
-        if block.context is not None and not np.isfinite(block.context).all() and self.policy != "drop":
+        if block.context is not None and not _all_finite(block.context):
             row = int(np.flatnonzero(~np.isfinite(block.context).all(-1))[0])
             raise DataError(
-                f"{source.name}: the context ({', '.join(source.layout.context)}) has missing values, first at "
-                f"{source.place(block.start + row)}: drop such events (--missing drop)"
+                f"{source.name}: the context ({', '.join(source.layout.context)}) has missing or infinite values, "
+                f"first at {source.place(block.start + row)}: drop such events (--missing drop)"
             )
-        if self.policy == "drop" or _all_finite(block.events):
+        if _all_finite(block.events):
             return block
         finite = np.isfinite(block.events)
         if self.policy == "error":
@@ -62,7 +63,11 @@ class Missing:
 
 
 def survey(
-    source: EventSource, max_bytes: int, policy: Literal["error", "drop", "fill"], fill_value: float | None, progress: bool
+    source: EventSource,
+    max_bytes: int,
+    policy: Literal["error", "drop", "fill"],
+    fill_value: float | None,
+    progress: bool,
 ) -> Missing:
     """Find what the policy needs to know beforehand: the events to drop, or the means to fill with.
 
@@ -74,9 +79,10 @@ def survey(
     if policy == "fill" and fill_value is not None:
         if not math.isfinite(fill_value):
             raise DataError(f"fill_value {fill_value}: give a finite number")
-        return Missing(policy, fill=np.full(num_variables, fill_value, source.layout.dtype))
+        fill = np.full(num_variables, fill_value)
+        return Missing(policy, fill=to_floats(fill, source.layout.dtype, f"{source.name}: fill_value"))
     keep = np.ones(source.layout.num_grid_events, bool)
-    sums, finite_counts, missing = np.zeros(num_variables), np.zeros(num_variables), np.zeros(num_variables, np.int64)
+    sums, finite_counts, missing = (np.zeros(num_variables, kind) for kind in (np.float64, np.int64, np.int64))
     with progress_bar("looking for missing values", source.layout.num_grid_events, progress) as update:
         for block in source.blocks(max_bytes):
             finite = np.isfinite(block.events)
@@ -100,15 +106,13 @@ def survey(
 def _all_finite(events: np.ndarray) -> bool:
     # A sum is quicker than a mask, and not finite where any value is not (an overflow only sends us to look closer).
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(events.sum()))
+        return bool(np.isfinite(events.sum()) or np.isfinite(events).all())
 
 
 def _per_variable(source: EventSource, values: np.ndarray) -> np.ndarray:
-    if not source.layout.has_variable_axis:
-        return values.sum(dtype=np.float64).reshape(1).astype(values.dtype if values.dtype.kind == "f" else np.int64)
-    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    total = values.sum(axis=axes, dtype=np.float64)
-    return total.astype(values.dtype if values.dtype.kind == "f" else np.int64)
+    axes = tuple(axis for axis in range(values.ndim) if axis != 1 or not source.layout.has_variable_axis)
+    total = values.sum(axis=axes, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
+    return np.atleast_1d(total)
 
 
 def _along_variables(source: EventSource, fill: np.ndarray) -> np.ndarray:
@@ -123,11 +127,9 @@ def _message(source: EventSource, block: Block, finite: np.ndarray) -> str:
     if layout.has_variable_axis:
         variable = layout.variables[inside[0]]
         offsets = inside[1:]
-        count = int(np.count_nonzero(~finite[:, inside[0]]))
     else:
-        variable, offsets, count = layout.variables[0], inside, int(np.count_nonzero(~finite))
-    steps = "".join(f", {dim.name}+{step}" for dim, step in zip(layout.event_dims, offsets, strict=True))
+        variable, offsets = layout.variables[0], inside
     return (
-        f"{source.name}: variable '{variable}' has {count} missing values in its first bad block, first at "
-        f"{source.place(block.start + row)}{steps}. Choose what becomes of them: --missing drop | fill"
+        f"{source.name}: variable '{variable}' has missing or infinite values, first at "
+        f"{source.place(block.start + row, offsets)}. Choose what becomes of them: --missing drop | fill"
     )

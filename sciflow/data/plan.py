@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -94,7 +95,7 @@ class Plan:
                 start = shard * self.shard_rows
                 stop = min(start + self.shard_rows, self.num_rows)
                 cuts = start + np.arange(pieces + 1) * (stop - start) // pieces
-                cut_units = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+                cut_units = [(int(a), int(b)) for a, b in pairwise(cuts) if b > a]
                 units += cut_units
                 owners += [shard] * len(cut_units)
             window = Window(number, offset, tuple(units), tuple(owners))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sciflow.data.layout import Layout
+from sciflow.data.lock import locked
 from sciflow.data.missing import Missing, survey
 from sciflow.data.source import Block, EventSource
 from sciflow.data.sources import open_source
@@ -102,6 +105,8 @@ def shard(
         raise ConfigError(f"missing '{missing}': choose error, drop or fill")
     if fill_value is not None and missing != "fill":
         raise ConfigError("fill_value without missing='fill' does nothing: add it, or leave fill_value out")
+    if num_writers is not None and num_writers < 1:
+        raise ConfigError(f"num_writers {num_writers}: 1 or more threads write")
     if shard_rows is not None and shard_rows < 1:
         raise ConfigError(f"shard_rows {shard_rows}: a shard holds 1 event or more")
     sizes = _sizes(source.layout, shard_rows)
@@ -117,22 +122,9 @@ def shard(
     codes = assign(rule, source.layout, found.keep)
     counts = {name: int(np.count_nonzero(codes == place)) for place, name in enumerate(SPLITS)}
     _require_events(counts, rule, found)
-    target = Path(f"{path}.partial") if not is_url(path) else path
-    try:
-        _write(source, target, request, codes, counts, sizes, found, num_writers, progress)
-        if isinstance(target, Path):
-            _replace(target, Path(path))
-    except DataError:
-        if isinstance(target, Path):
-            shutil.rmtree(target, ignore_errors=True)
-        raise
-    except OSError as error:
-        if isinstance(error, SciflowError):
-            raise
-        raise StoreError(
-            f"{path}: cannot be written: {error.strerror or error}; what is written so far is whole: "
-            "make room or mend it, and run the same command again"
-        ) from None
+    with _place(path, overwrite) as target:
+        writer = StoreWriter(target, source.layout, request, counts, sizes.shard_rows, sizes.chunk_rows)
+        _write(source, writer, codes, counts, sizes, found, num_writers, progress)
     return open_store(path)
 
 
@@ -157,8 +149,7 @@ def _sizes(layout: Layout, shard_rows: int | None) -> _Sizes:
 
 def _write(
     source: EventSource,
-    target: Path | str,
-    request: dict[str, Any],
+    writer: StoreWriter,
     codes: np.ndarray,
     counts: dict[str, int],
     sizes: _Sizes,
@@ -166,17 +157,17 @@ def _write(
     num_writers: int | None,
     progress: bool,
 ) -> None:
-    writer = StoreWriter(target, source.layout, request, counts, sizes.shard_rows, sizes.chunk_rows)
     done = writer.finished_shards()
     streams = [
-        _Stream(writer, name, codes == place, sizes.shard_rows[name], {n for split, n in done if split == name})
+        _Stream(writer, codes, place, counts[name], sizes.shard_rows[name], {n for split, n in done if split == name})
         for place, name in enumerate(SPLITS)
     ]
-    start = min(stream.first_missing() for stream in streams)
+    # Values that are filled are counted on the way, so that none may be skipped.
+    start = 0 if found.policy == "fill" else min(stream.first_missing() for stream in streams)
     total = source.layout.num_grid_events
-    threads = num_writers or max(1, min(4, (os.cpu_count() or 1) - 1))
-    with ThreadPoolExecutor(threads) as pool, progress_bar("sharding", total, progress) as update:
-        pending = _Pending(pool, threads)
+    writers = num_writers or max(1, min(4, (os.cpu_count() or 1) - 1))
+    with ThreadPoolExecutor(2 * writers) as pool, progress_bar("sharding", total, progress) as update:
+        pending = _Pending(pool, writers)
         for block in source.blocks(sizes.block_bytes, start):
             block = found.resolve(block, source)
             for stream in streams:
@@ -190,11 +181,11 @@ class _Stream:
     """Collects the rows of one split, and hands over every shard that is full."""
 
     def __init__(
-        self, writer: StoreWriter, name: str, mine: np.ndarray, shard_rows: int, done: set[int]
+        self, writer: StoreWriter, codes: np.ndarray, code: int, num_rows: int, shard_rows: int, done: set[int]
     ) -> None:
-        self._writer, self._name, self._shard_rows = writer, name, shard_rows
-        self._mine, self._done = mine, done
-        self._num_rows = int(np.count_nonzero(mine))
+        self._writer, self._name = writer, SPLITS[code]
+        self._codes, self._code = codes, code
+        self._num_rows, self._shard_rows, self._done = num_rows, shard_rows, done
         self._row: int | None = None
         self._buffers: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
 
@@ -203,13 +194,13 @@ class _Stream:
         num_shards = -(-self._num_rows // self._shard_rows)
         number = next((number for number in range(num_shards) if number not in self._done), None)
         if number is None:
-            return len(self._mine)
-        return int(np.flatnonzero(self._mine)[number * self._shard_rows]) if number else 0
+            return len(self._codes)
+        return int(np.flatnonzero(self._codes == self._code)[number * self._shard_rows]) if number else 0
 
     def put(self, block: Block, pending: _Pending) -> None:
         if self._row is None:
-            self._row = int(np.count_nonzero(self._mine[: block.start]))
-        rows = np.flatnonzero(self._mine[block.start : block.start + len(block.events)])
+            self._row = int(np.count_nonzero(self._codes[: block.start] == self._code))
+        rows = np.flatnonzero(self._codes[block.start : block.start + len(block.events)] == self._code)
         while len(rows):
             number, filled = divmod(self._row, self._shard_rows)
             size = min(self._shard_rows, self._num_rows - number * self._shard_rows)
@@ -219,31 +210,73 @@ class _Stream:
                     self._buffers = self._writer.buffers(size)
                 events, index, context = self._buffers
                 into = slice(filled, filled + len(take))
-                events[into] = block.events[take]
+                # Into memory that is there already: fresh memory for the rows would be paged in first.
+                np.take(block.events, take, 0, out=events[into], mode="clip")
                 index[into] = block.start + take
                 if context is not None and block.context is not None:
                     context[into] = block.context[take]
                 if filled + len(take) == size:
-                    pending.submit(self._writer.write, self._name, number, *self._buffers)
+                    pending.submit(
+                        partial(self._writer.write, self._name, number, events, index, context),
+                        partial(self._writer.account, self._name, number, events, context),
+                    )
                     self._buffers = None
+                    del events, index, context
             self._row += len(take)
 
 
 class _Pending:
-    """Writes under way, no more of them than there are writers: what is full waits, and memory stays bounded."""
+    """Shards under way, no more of them than there are writers: what is full waits, and memory stays bounded."""
 
     def __init__(self, pool: ThreadPoolExecutor, most: int) -> None:
         self._pool, self._most = pool, most
-        self._futures: list = []
+        self._shards: list[list[Future[None]]] = []
 
-    def submit(self, write: Any, *arguments: Any) -> None:
-        while len(self._futures) >= self._most:
-            self._futures.pop(0).result()
-        self._futures.append(self._pool.submit(write, *arguments))
+    def submit(self, *tasks: Callable[[], None]) -> None:
+        while len(self._shards) >= self._most:
+            self._finish_first()
+        self._shards.append([self._pool.submit(task) for task in tasks])
 
     def wait(self) -> None:
-        for future in self._futures:
+        while self._shards:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        for future in self._shards.pop(0):
             future.result()
+
+
+@contextmanager
+def _place(path: str | Path, overwrite: bool) -> Iterator[Path | str]:
+    """Yield where to write; what was written there appears under ``path`` once it is whole."""
+    if is_url(path):
+        with _one_line(path):
+            yield path
+        return
+    path = Path(path)
+    with locked(path), _one_line(path):
+        # Another process may have written it while this one looked at its source.
+        _require_place(path, overwrite)
+        unfinished = Path(f"{path}.partial")
+        try:
+            yield unfinished
+        except DataError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        _replace(unfinished, path)
+
+
+@contextmanager
+def _one_line(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except SciflowError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written: {error.strerror or error}; what is written so far is whole: "
+            "make room or mend it, and run the same command again"
+        ) from None
 
 
 def _require_place(path: str | Path, overwrite: bool) -> None:
@@ -278,16 +311,16 @@ def _identity(data: Any, source: EventSource) -> dict[str, Any]:
 def _file_identity(path: str | Path) -> list[Any]:
     if is_url(path):
         return [str(path)]
-    stat = Path(path).stat()
-    return [str(path), stat.st_size, stat.st_mtime_ns]
+    files = [Path(path), *Path(path).rglob("*")] if Path(path).is_dir() else [Path(path)]
+    stats = [file.stat() for file in files]
+    return [str(path), sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
 
 
-def _replace(partial: Path, path: Path) -> None:
+def _replace(unfinished: Path, path: Path) -> None:
     """Put the finished store in its place; what stood there is removed only once it is."""
-    old = path.with_name(path.name + ".old")
+    old = path.with_name(f".{path.name}.replaced")
     if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
-    partial.rename(path)
+    unfinished.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-
-

@@ -6,19 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sciflow.data.layout import EventDim, Layout, resolve
-from sciflow.errors import DataError, LayoutError, nearest
+from sciflow.data.cast import to_floats
+from sciflow.data.layout import EventDim, Layout, full_name, resolve, unknown
+from sciflow.errors import DataError, LayoutError
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Block", "EventSource", "GridSource"]
 
-PERIODS = {"h": "hour", "D": "day", "W": "week"}
+PERIODS = {"hour": np.timedelta64(1, "h"), "day": np.timedelta64(1, "D"), "week": np.timedelta64(1, "W")}
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,26 @@ class EventSource(ABC):
     def coordinates(self) -> xr.Dataset:
         """Coordinates of the sample dimensions and of the event's axes, those that the source has."""
 
-    def place(self, grid_index: int) -> str:
-        """Where an event is, in the words of the source: ``day=2019-03-02, lat=51.25``."""
-        coordinates = self.coordinates()
+    def place(self, grid_index: int, inside: Sequence[int] = ()) -> str:
+        """Where an event is, or one of its values, in the words of the source: ``time=2019-03-02T04, lat=51.25``.
+
+        Args:
+            grid_index: The event.
+            inside: Steps along the event dimensions, for one of its values.
+        """
+        steps = dict(zip((dim.name for dim in self.layout.event_dims), inside, strict=False))
+        positions: dict[str, int] = {}
         place = np.unravel_index(grid_index, self.layout.grid_shape)
-        words = []
         for dim, position in zip(self.layout.sample_dims, place, strict=True):
-            value = coordinates[dim.name].values[position] if dim.name in coordinates.coords else int(position)
-            words.append(f"{dim.name}={_label(value)}")
-        return ", ".join(words)
+            strides = [d.stride for d in self.layout.event_dims if d.name == dim.source and d.stride is not None]
+            positions[dim.source] = int(position) * (strides[0] if strides else 1)
+        for name, step in steps.items():
+            positions[name] = positions.get(name, 0) + step
+        return ", ".join(f"{dim}={self._label(dim, position)}" for dim, position in positions.items())
+
+    def _label(self, dim: str, position: int) -> str:
+        """A position along a dimension of the source, as its coordinate says it."""
+        return str(position)
 
 
 class GridSource(EventSource):
@@ -112,8 +124,15 @@ class GridSource(EventSource):
         dims = {str(dim): dataset.sizes[dim] for dim in widest.dims}
         empty = [dim for dim, size in dims.items() if size == 0]
         if empty or not dims:
-            raise DataError(f"{name}: nothing to shard: {f'dimension {empty[0]} is empty' if empty else 'no dimension'}")
-        sample_dims, event_dims = resolve(dims, event, sample, stride, _periods(dataset, event, stride))
+            what = f"dimension '{empty[0]}' is empty" if empty else "there is no dimension to count along"
+            raise DataError(f"{name}: nothing to shard: {what}")
+        try:
+            windows, strides = _by_full_name(event, dims), _by_full_name(stride, dims) or {}
+            counted = None if sample is None else list(_by_full_name(sample, dims) or {})
+            periods = _periods(dataset, windows or {}, strides)
+            sample_dims, event_dims = resolve(dims, windows, counted, strides, periods)
+        except LayoutError as error:
+            raise LayoutError(f"{name}: {error}") from None
         for variable in chosen:
             self._require_dims(variable, dims, event_dims, all_event_dims=True)
         for variable in context:
@@ -141,17 +160,25 @@ class GridSource(EventSource):
                 ranges = [(i, i + 1) for i in outer] + [(low, high)] + [(0, n) for n in shape[axis + 1 :]]
                 yield Block(base + low * inner, self._events(ranges), self._context(ranges))
 
+    def _label(self, dim: str, position: int) -> str:
+        if dim not in self.dataset.coords:
+            return str(position)
+        return _spelled(self.dataset[dim].values[position])
+
     def coordinates(self) -> xr.Dataset:
         import xarray as xr
 
         found: dict[str, xr.DataArray | tuple] = {}
         sources = {dim.source: dim for dim in self.layout.sample_dims}
         windows = {dim.name: dim for dim in self.layout.event_dims if dim.stride is not None}
+        dims = {*sources, *(dim.name for dim in self.layout.event_dims)}
         for name, coordinate in self.dataset.coords.items():
-            if coordinate.ndim != 1:
+            if coordinate.ndim != 1 or coordinate.dims[0] not in dims:
                 continue
             dim = str(coordinate.dims[0])
-            values, attrs = coordinate.values, dict(coordinate.attrs)
+            values, attrs = _plain(coordinate.values), dict(coordinate.attrs)
+            if values is None:
+                continue
             if dim in windows:
                 window, counted = windows[dim], sources[dim]
                 stride = window.stride or window.size
@@ -163,7 +190,7 @@ class GridSource(EventSource):
             else:
                 found[str(name)] = (dim, values, attrs)
         if self.layout.has_variable_axis:
-            found["variable"] = ("variable", np.array(self.layout.variables, dtype="U"))
+            found["variable"] = ("variable", np.array(self.layout.variables, object))
         return xr.Dataset(coords=found)
 
     def _events(self, ranges: list[tuple[int, int]]) -> np.ndarray:
@@ -192,7 +219,7 @@ class GridSource(EventSource):
                 box[dim.source] = slice(low * stride, (high - 1) * stride + window.size)
             else:
                 box[dim.source] = slice(low, high)
-        values = np.asarray(array.isel(box).values).astype(self.layout.dtype, copy=False)
+        values = to_floats(self._read(variable, box), self.layout.dtype, f"{self.name}: variable '{variable}'")
         # Axes by name: a window turns one axis into two, its place on the grid and its steps.
         axes: list[str | tuple[str, str]] = [str(dim) for dim in array.dims]
         for window_dim in windows.values():
@@ -216,6 +243,15 @@ class GridSource(EventSource):
         counts = tuple(high - low for low, high in ranges)
         return np.broadcast_to(values, counts + values.shape[len(counts) :])
 
+    def _read(self, variable: str, box: Mapping[str, slice]) -> np.ndarray:
+        try:
+            return np.asarray(self.dataset[variable].isel(box).values)
+        except Exception as error:
+            # Whatever the reader of the file raises: what was promised when it was opened is not there.
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            where = f"{self.name}: variable '{variable}'"
+            raise DataError(f"{where} cannot be read, the file may be damaged: {line}") from None
+
     def _require_dims(
         self, variable: str, dims: Mapping[str, int], event_dims: Sequence[EventDim], all_event_dims: bool
     ) -> None:
@@ -228,7 +264,10 @@ class GridSource(EventSource):
             )
         lacking = [dim.name for dim in event_dims if dim.name not in has]
         if lacking and all_event_dims:
-            raise LayoutError(f"{self.name}: variable '{variable}' has no dimension '{lacking[0]}' to fill an event with")
+            raise LayoutError(
+                f"{self.name}: variable '{variable}' has no dimension '{lacking[0]}' to fill an event with: "
+                "make it context, or shard it on its own"
+            )
 
     def _context_size(self, variable: str, event_dims: Sequence[EventDim]) -> int:
         return math.prod(dim.size for dim in event_dims if dim.name in self.dataset[variable].dims)
@@ -237,17 +276,16 @@ class GridSource(EventSource):
 def _choose(dataset: xr.Dataset, variables: Sequence[str] | None, name: str) -> list[str]:
     have = {str(variable): dataset[variable].dims for variable in dataset.data_vars}
     if variables:
-        known = [*have, *map(str, dataset.coords)]
         for variable in variables:
-            if variable not in known:
-                raise LayoutError(f"{name}: no variable '{variable}'; {nearest(variable, have)} It has: {_listed(dataset)}")
+            if variable not in dataset.variables:
+                raise LayoutError(f"{name}: {unknown('variable', variable, have)}")
         duplicates = sorted({variable for variable in variables if list(variables).count(variable) > 1})
         if duplicates:
             raise LayoutError(f"{name}: variable '{duplicates[0]}' is named twice")
         return list(variables)
     if not have:
         raise DataError(f"{name}: there are no variables in it")
-    if len(have) == 1 or all(len(dims) == 1 for dims in have.values()) and len(set(have.values())) == 1:
+    if len(have) == 1 or (all(len(dims) == 1 for dims in have.values()) and len(set(have.values())) == 1):
         return list(have)
     raise LayoutError(f"{name}: several variables; choose with --variables among {_listed(dataset)}")
 
@@ -259,12 +297,11 @@ def _listed(dataset: xr.Dataset) -> str:
 
 def _require_numbers(dataset: xr.Dataset, variable: str, name: str) -> None:
     if variable not in dataset.variables:
-        known = map(str, dataset.variables)
-        raise LayoutError(f"{name}: no variable '{variable}'; {nearest(variable, known)} It has: {_listed(dataset)}")
+        raise LayoutError(f"{name}: {unknown('variable', variable, map(str, dataset.variables))}")
     array = dataset[variable]
     if array.dtype.kind not in "fiub":
         what = {"M": "dates", "m": "durations", "c": "complex numbers"}.get(array.dtype.kind, "text")
-        example = f", such as {str(array.values.flat[0])!r}" if array.size else ""
+        example = f", such as {str(array[dict.fromkeys(array.dims, 0)].values)!r}" if array.size else ""
         raise DataError(
             f"{name}: variable '{variable}' holds {what}{example}; events are made of numbers: "
             "leave it out with --variables, or encode it first"
@@ -281,24 +318,46 @@ def _slab(shape: Sequence[int], event_bytes: int, max_bytes: int) -> tuple[int, 
     raise AssertionError("a grid has at least one dimension")
 
 
-def _periods(
-    dataset: xr.Dataset, event: Mapping[str, int | None] | Sequence[str] | None, stride: Mapping[str, int] | None
-) -> dict[str, str]:
+def _by_full_name(named: Mapping[str, Any] | Sequence[str] | None, dims: Mapping[str, int]) -> dict[str, Any] | None:
+    """What was said of dimensions, by their full names; names alone say None."""
+    if named is None:
+        return None
+    said = dict(named) if isinstance(named, Mapping) else dict.fromkeys([named] if isinstance(named, str) else named)
+    full: dict[str, Any] = {}
+    for name, value in said.items():
+        dim = full_name(name, dims)
+        if dim in full:
+            raise LayoutError(f"dimension '{dim}' is named twice")
+        full[dim] = value
+    return full
+
+
+def _periods(dataset: xr.Dataset, event: Mapping[str, int | None], stride: Mapping[str, int]) -> dict[str, str]:
     """Windows that begin once an hour, day or week are counted in hours, days or weeks."""
     found: dict[str, str] = {}
-    for name, size in event.items() if isinstance(event, Mapping) else ():
+    for name, size in event.items():
         if size is None or name not in dataset.coords or dataset[name].dtype.kind != "M" or dataset.sizes[name] < 2:
             continue
         times = dataset[name].values
         steps = np.diff(times)
-        period = steps[0] * (stride or {}).get(name, size)
-        for unit, word in PERIODS.items():
-            if (steps == steps[0]).all() and period == np.timedelta64(1, unit) and word not in dataset.variables:
+        period = steps[0] * stride.get(name, size)
+        for word, length in PERIODS.items():
+            if (steps == steps[0]).all() and period == length and word not in dataset.variables:
                 found[name] = word
     return found
 
 
-def _label(value: object) -> str:
+def _plain(values: np.ndarray) -> np.ndarray | None:
+    """Coordinates that a store can hold: numbers, times and text; None for anything else."""
+    if values.dtype.kind not in "OSUT":
+        return values
+    items = values.tolist()
+    if all(isinstance(item, str) for item in items):
+        return np.array(items, object)
+    return values if all(hasattr(item, "calendar") for item in items) else None
+
+
+def _spelled(value: object) -> str:
     if isinstance(value, np.datetime64):
         return str(np.datetime_as_string(value, unit="auto"))
     return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)

@@ -14,6 +14,7 @@ from sciflow.data.table import DELIMITERS, TableSource
 from sciflow.errors import DataError, LayoutError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 __all__ = ["as_dataset", "open_source"]
@@ -22,6 +23,8 @@ TABLES = {*DELIMITERS, ".parquet", ".pq"}
 NETCDF = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".netcdf"}
 GRIB = {".grib", ".grib2", ".grb", ".grb2"}
 ARRAYS = {".npz", ".npy"}
+# Several files at once are read in pieces of this size, whatever part of a piece is asked for.
+LAZY_CHUNK = "4MiB"
 
 
 def open_source(
@@ -56,7 +59,9 @@ def open_source(
     is_paths = isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths)
     if is_paths and Path(paths[0]).suffix.lower() in TABLES:
         if event or stride or list(sample or ["row"]) != ["row"]:
-            raise LayoutError(f"{paths[0]}: the events of a table are its rows: leave out --event, --stride and --sample")
+            raise LayoutError(
+                f"{paths[0]}: the events of a table are its rows: leave out --event, --stride and --sample"
+            )
         _require_one_kind(paths)
         _require_files(paths)
         return TableSource(paths, variables, context, dtype)
@@ -82,14 +87,32 @@ def as_dataset(data: Any) -> xr.Dataset:
         return data
     if isinstance(data, xr.DataArray):
         return data.to_dataset(name=data.name or "value")
+    if isinstance(data, pd.Series):
+        data = data.to_frame("value" if data.name is None else data.name)
     if isinstance(data, pd.DataFrame):
-        columns = {str(name): ("row", data[name].to_numpy()) for name in data.columns}
-        return xr.Dataset(columns, coords={"row": data.index.to_numpy()})
+        names = [str(name) for name in data.columns]
+        for name in names:
+            if names.count(name) > 1:
+                raise DataError(f"{names.count(name)} columns are called '{name}': rename them")
+        columns = {name: ("row", _values(data.iloc[:, place])) for place, name in enumerate(names)}
+        return xr.Dataset(columns, coords={"row": _values(data.index)})
     if hasattr(data, "detach"):
-        data = data.detach().cpu().numpy()
+        # NumPy knows no bfloat16.
+        data = (data.float() if "bfloat16" in str(data.dtype) else data).detach().cpu().numpy()
     if isinstance(data, np.ndarray):
         return xr.Dataset({"x": (_dims(data.ndim), data)})
     raise DataError(f"cannot take events from a {type(data).__name__}: give a path, xarray, pandas, NumPy or torch")
+
+
+def _values(column: pd.Series | pd.Index) -> np.ndarray:
+    """A column as NumPy has it: pandas' own numbers with NaN where one is missing, times in UTC."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        column = pd.Series(column).dt.tz_convert("UTC").dt.tz_localize(None)
+    if pd.api.types.is_extension_array_dtype(column.dtype) and pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy() if not column.hasnans else column.to_numpy("float64", na_value=np.nan)
+    return column.to_numpy()
 
 
 def _dims(ndim: int) -> tuple[str, ...]:
@@ -120,8 +143,15 @@ def _open_files(paths: Sequence[str | Path]) -> xr.Dataset:
         raise DataError(f"{first}: unknown kind of file; known: {kinds}")
     try:
         if len(paths) > 1:
-            return xr.open_mfdataset([str(path) for path in paths], engine=engine, combine="by_coords")
-        return xr.open_dataset(str(paths[0]), engine=engine)
+            import dask
+
+            files = [str(path) for path in paths]
+            with dask.config.set({"array.chunk-size": LAZY_CHUNK}):
+                return xr.open_mfdataset(
+                    files, engine=engine, combine="by_coords", chunks="auto", decode_timedelta=False
+                )
+        # A period of waves in seconds is a number, not a time.
+        return xr.open_dataset(str(paths[0]), engine=engine, decode_timedelta=False)
     except ImportError as error:
         raise DataError(f"{first}: reading it needs another package: {str(error).splitlines()[0]}") from None
     except PermissionError:
@@ -129,7 +159,8 @@ def _open_files(paths: Sequence[str | Path]) -> xr.Dataset:
     except Exception as error:
         if engine == "cfgrib" and "unrecognized engine" in str(error):
             raise DataError(f"{first}: reading GRIB needs cfgrib: pip install cfgrib") from None
-        raise DataError(f"{first}: not a readable {suffix or 'Zarr'} file: {str(error).splitlines()[0]}") from None
+        reason = "it is of no kind that xarray knows" if "did not find a match" in str(error) else _first_line(error)
+        raise DataError(f"{paths[0]}: not a readable {suffix or 'Zarr'} file: {reason}") from None
 
 
 def _open_arrays(path: Path) -> xr.Dataset:
@@ -141,20 +172,33 @@ def _open_arrays(path: Path) -> xr.Dataset:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error):
-            raise DataError(f"{path}: it holds Python objects (a pickle), which are not read: save plain arrays") from None
-        raise DataError(f"{path}: not a readable {path.suffix} file: {str(error).splitlines()[0]}") from None
+        reason = _first_line(error)
+        if "allow_pickle" in reason and not _begins_with(path, b"\x80", b"PK", b"\x93NUMPY"):
+            reason = "it begins as neither npy nor npz does"
+        elif "pickle" in reason or "Python objects" in reason:
+            raise DataError(f"{path}: it holds Python objects (a pickle), never read: save plain arrays") from None
+        raise DataError(f"{path}: not a readable {path.suffix} file: {reason}") from None
     found = {}
     for name, array in arrays.items():
         if array.ndim == 0:
             continue
         # Arrays of one length share their rows; what is inside a row is each array's own.
-        found[name] = (("row" if len(array) == _rows(arrays) else f"{name}_row", *(f"{name}_{i}" for i in range(1, array.ndim))), array)
+        rows = "row" if len(array) == _rows(arrays) else f"{name}_row"
+        found[name] = ((rows, *(f"{name}_{i}" for i in range(1, array.ndim))), array)
     return xr.Dataset(found)
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> int:
     return max(len(array) for array in arrays.values() if array.ndim)
+
+
+def _begins_with(path: Path, *magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(magic)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _require_one_kind(paths: Sequence[str | Path]) -> None:

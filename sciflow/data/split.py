@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sciflow.data.layout import Layout
-from sciflow.errors import ConfigError, LayoutError, nearest
+from sciflow.data.layout import Layout, full_name
+from sciflow.errors import ConfigError, LayoutError
 
 __all__ = ["SPLITS", "SplitRule", "assign"]
 
@@ -40,6 +40,8 @@ class SplitRule:
             raise ConfigError(f"split {list(self.fractions)}: give three shares of 0 or more that sum to 1")
         if self.fractions[0] == 0:
             raise ConfigError(f"split {list(self.fractions)}: nothing is left to train on")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed}: 0 or more")
         if self.block is not None and self.block < 1:
             raise ConfigError(f"split block {self.block}: 1 or more positions stay together")
 
@@ -54,11 +56,13 @@ class SplitRule:
             by = layout.overlapping[0].name
         if by is None:
             return self
-        for dim in layout.sample_dims:
-            if by in (dim.name, dim.source):
-                return SplitRule(self.fractions, dim.name, self.block, self.seed)
-        names = [dim.name for dim in layout.sample_dims]
-        raise LayoutError(f"split by '{by}': no such counted dimension; {nearest(by, names)}")
+        # Windows answer to the name of their dimension, and to their own.
+        dims = {dim.source: dim.name for dim in layout.sample_dims}
+        dims |= {} if any(name.startswith(by) for name in dims) else {dim.name: dim.name for dim in layout.sample_dims}
+        try:
+            return SplitRule(self.fractions, dims[full_name(by, dims)], self.block, self.seed)
+        except LayoutError as error:
+            raise LayoutError(f"split by '{by}': only what is counted can be split: {error}") from None
 
 
 def assign(rule: SplitRule, layout: Layout, keep: np.ndarray | None = None) -> np.ndarray:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sciflow.data.layout import Layout, SampleDim
+from sciflow.data.cast import to_floats
+from sciflow.data.layout import Layout, SampleDim, unknown
 from sciflow.data.source import Block, EventSource
-from sciflow.errors import DataError, LayoutError, nearest
+from sciflow.errors import DataError, LayoutError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["TableSource"]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# Text that is parsed at a time; a line must fit in, and types are guessed from the first piece.
+TEXT_BYTES = 4 << 20
 
 
 class TableSource(EventSource):
@@ -43,17 +47,21 @@ class TableSource(EventSource):
         context: Sequence[str] = (),
         dtype: str = "float32",
     ) -> None:
-        self.paths = [Path(path) for path in paths]
-        self.name = str(self.paths[0])
-        self._table = _open(self.paths)
-        names = list(self._table.schema.names)
+        self.name = str(paths[0])
+        self._files = [_open(Path(path)) for path in paths]
+        names = list(self._files[0].schema.names)
         for column in (*(variables or ()), *context):
             if column not in names:
-                raise LayoutError(f"{self.name}: no column '{column}'; {nearest(column, names)} It has: {', '.join(names)}")
+                raise LayoutError(f"{self.name}: {unknown('column', column, names)}")
         chosen = list(variables) if variables else [name for name in names if name not in context]
+        if not chosen:
+            raise LayoutError(f"{self.name}: no column is left for the events")
         for column in (*chosen, *context):
-            self._require_numbers(column)
-        num_rows = self._rows()
+            if [*chosen, *context].count(column) > 1 and names.count(column) == 1:
+                raise LayoutError(f"{self.name}: column '{column}' is named twice")
+            for file in self._files:
+                _require_numbers(file, column, self.name)
+        num_rows = sum(file.count(chosen[0]) for file in self._files)
         if num_rows == 0:
             raise DataError(f"{self.name}: the table has no rows")
         self.layout = Layout(
@@ -69,93 +77,170 @@ class TableSource(EventSource):
     def blocks(self, max_bytes: int, start: int = 0) -> Iterator[Block]:
         layout = self.layout
         columns = [*layout.variables, *layout.context]
-        row = 0
-        with _readable(self.name):
-            for batch in self._table.to_batches(columns=columns, batch_size=max(1, max_bytes // layout.event_bytes)):
+        num_variables, row = len(layout.variables), 0
+        for file in self._files:
+            for batch in file.batches(columns, max(1, max_bytes // layout.event_bytes)):
                 first, row = row, row + batch.num_rows
                 if batch.num_rows == 0 or row <= start:
                     continue
                 values = np.empty((batch.num_rows, len(columns)), layout.dtype)
                 for place, column in enumerate(columns):
-                    # Nulls come as NaN; integers and booleans as floats.
-                    values[:, place] = batch.column(batch.schema.get_field_index(column)).cast("float64").to_numpy(
-                        zero_copy_only=False
-                    )
-                num_variables = len(layout.variables)
+                    what = f"{file.path}: column '{column}'"
+                    numbers = batch.column(batch.schema.get_field_index(column))
+                    values[:, place] = _floats(numbers, layout.dtype, what, column in file.whole)
                 yield Block(first, values[:, :num_variables], values[:, num_variables:] if layout.context else None)
 
     def coordinates(self) -> xr.Dataset:
         import xarray as xr
 
-        return xr.Dataset(
-            coords={"row": np.arange(self.layout.num_grid_events), "variable": np.array(self.layout.variables, "U")}
-        )
+        # Rows are their own numbers: a coordinate would only say so.
+        return xr.Dataset(coords={"variable": np.array(self.layout.variables, object)})
 
-    def _rows(self) -> int:
-        with _readable(self.name):
-            return int(self._table.count_rows())
 
-    def _require_numbers(self, column: str) -> None:
+class _File(Protocol):
+    """One file of a table.
+
+    Attributes:
+        path: Where it is.
+        schema: Its columns, as pyarrow has them.
+        whole: Columns of text that begin with whole numbers.
+    """
+
+    path: Path
+    schema: Any
+    whole: set[str]
+
+    def count(self, column: str) -> int: ...
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[Any]: ...
+
+
+class _ParquetFile:
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
+        self.path, self.whole = path, set[str]()
+        with _readable(path):
+            # Read as it is needed: pyarrow's datasets read ahead without a bound, whole groups of rows.
+            self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
+            self.schema = self._file.schema_arrow
+
+    def count(self, column: str) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[Any]:
+        with _readable(self.path):
+            yield from self._file.iter_batches(size, columns=list(columns), use_threads=False)
+
+
+class _TextFile:
+    def __init__(self, path: Path) -> None:
+        import pyarrow
         import pyarrow.types as types
 
-        kind = self._table.schema.field(column).type
-        if types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind):
-            return
-        if types.is_null(kind):
-            raise DataError(f"{self.name}: column '{column}' is empty: leave it out with --variables")
-        with _readable(self.name):
-            head = self._table.head(1, columns=[column])
-        example = f", such as {str(head[column][0].as_py())!r}" if len(head) else ""
-        what = "dates" if types.is_temporal(kind) else "text"
-        raise DataError(
-            f"{self.name}: column '{column}' holds {what}{example}; events are made of numbers: "
-            "leave it out with --variables, or encode it first"
+        self.path = path
+        self._delimiter = DELIMITERS[path.suffix.lower()]
+        self._floats: dict[str, Any] = {}
+        with _readable(path):
+            self._names = _names_of_headless(path, self._delimiter)
+            begin = self._open(None).schema
+            self.whole = {field.name for field in begin if types.is_integer(field.type)}
+            # What begins with whole numbers, or with nothing, may go on with fractions.
+            guessed = [field.name for field in begin if field.name in self.whole or types.is_null(field.type)]
+            self._floats = dict.fromkeys(guessed, pyarrow.float64())
+            self.schema = self._open(None).schema
+
+    def count(self, column: str) -> int:
+        with _readable(self.path):
+            return sum(batch.num_rows for batch in self._open([column]))
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[Any]:
+        with _readable(self.path):
+            for batch in self._open(columns):
+                for start in range(0, batch.num_rows, size):
+                    yield batch.slice(start, size)
+
+    def _open(self, columns: Sequence[str] | None) -> Any:
+        from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
+
+        return open_csv(
+            str(self.path),
+            # With threads, messages do not say in which row.
+            ReadOptions(column_names=self._names, block_size=TEXT_BYTES, use_threads=False),
+            ParseOptions(delimiter=self._delimiter),
+            ConvertOptions(column_types=self._floats, include_columns=columns),
         )
 
 
-def _open(paths: Sequence[Path]) -> Any:
-    import pyarrow.csv
-    import pyarrow.dataset
+def _open(path: Path) -> _File:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not a file")
+    return _TextFile(path) if path.suffix.lower() in DELIMITERS else _ParquetFile(path)
 
-    files = [str(path) for path in paths]
-    suffix = paths[0].suffix.lower()
-    with _readable(files[0]):
-        if suffix not in DELIMITERS:
-            return pyarrow.dataset.dataset(files, format="parquet")
-        for path in paths:
-            if path.stat().st_size == 0:
-                raise DataError(f"{path}: the file is empty")
-        options = pyarrow.csv.ReadOptions(column_names=_names_of_headless(paths[0], DELIMITERS[suffix]))
-        parse = pyarrow.csv.ParseOptions(delimiter=DELIMITERS[suffix])
-        form = pyarrow.dataset.CsvFileFormat(parse_options=parse, read_options=options)
-        return pyarrow.dataset.dataset(files, format=form)
+
+def _floats(numbers: Any, dtype: str, what: str, whole: bool) -> np.ndarray:
+    """A column as floats, nulls as NaN; whole numbers are told apart, or refused."""
+    import pyarrow.types as types
+
+    if types.is_integer(numbers.type):
+        to_floats(numbers.drop_null().to_numpy(), dtype, what)
+    elif not types.is_floating(numbers.type):
+        numbers = numbers.cast("float64")
+    values = numbers.to_numpy(zero_copy_only=False)
+    if whole and (values == np.rint(values)).all():
+        to_floats(values.astype(np.int64), dtype, what)
+    return to_floats(values, dtype, what)
+
+
+def _require_numbers(file: _File, column: str, first: str) -> None:
+    import pyarrow.types as types
+
+    found = file.schema.names.count(column)
+    if found == 0:
+        raise DataError(f"{file.path}: no column '{column}', which {first} has: give files of the same columns")
+    if found > 1:
+        raise DataError(f"{file.path}: {found} columns are called '{column}': rename them")
+    kind = file.schema.field(column).type
+    if types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind) or types.is_decimal(kind):
+        return
+    values = (value.as_py() for batch in file.batches([column], 1 << 16) for value in batch.column(0))
+    example = next((f", such as {str(v)[:40]!r} at row={row}" for row, v in enumerate(values) if not _is_number(v)), "")
+    what = "dates" if types.is_temporal(kind) else "text"
+    raise DataError(
+        f"{file.path}: column '{column}' holds {what}{example}; events are made of numbers: "
+        "leave it out with --variables, or encode it first"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return value is None
+    return True
 
 
 def _names_of_headless(path: Path, delimiter: str) -> list[str] | None:
-    with path.open(newline="", encoding="utf-8", errors="replace") as lines:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
         first = next(csv.reader(lines, delimiter=delimiter), [])
-    try:
-        [float(word) for word in first]
-    except ValueError:
+    words = [word for word in first if word.strip()]
+    if not words or not all(_is_number(word) for word in words):
         return None
     return [f"column_{place}" for place in range(len(first))]
 
 
-class _readable:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     """Turns what pyarrow raises on a file that is not what it claims into one line that names the file."""
+    import pyarrow
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        import pyarrow
-
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{self.name}: no such file") from None
-        if isinstance(error, PermissionError):
-            raise DataError(f"{self.name}: no permission to read it") from None
-        if isinstance(error, (pyarrow.ArrowException, UnicodeDecodeError, OSError)) and not isinstance(error, DataError):
-            first_line = str(error).splitlines()[0]
-            raise DataError(f"{self.name}: not a readable table: {first_line}") from None
+    try:
+        yield
+    except DataError:
+        raise
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        what = "text among numbers" if "conversion error" in reason else "not a readable table"
+        raise DataError(f"{path}: {what}: {reason}") from None

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.sync import sync
 
+from sciflow.data.encode import codecs, encode_shard
+from sciflow.data.files import hash_files, shard_keys, write_file
 from sciflow.data.layout import Layout
 from sciflow.data.manifest import Manifest, ShardRecord, hash_rows
 from sciflow.data.split import SPLITS
 from sciflow.data.statistics import Statistics, merge
 from sciflow.data.store import FORMAT, VERSION
+from sciflow.errors import StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +29,7 @@ __all__ = ["StoreWriter"]
 
 
 class StoreWriter:
-    """A store being written. :meth:`write` may be called from several threads, once for every shard.
+    """A store being written, by one process; :meth:`write` and :meth:`account` may be called from several threads.
 
     Args:
         path: Where it is written.
@@ -51,23 +53,21 @@ class StoreWriter:
         self._shard_rows, self._chunk_rows = shard_rows, chunk_rows
         self._records: dict[tuple[str, int], ShardRecord] = {}
         self._statistics: dict[int, Statistics] = {}
+        self._taken: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._token = hashlib.sha256(json.dumps([request, counts], sort_keys=True).encode()).hexdigest()
-        if not self._goes_on():
+        if self._goes_on():
+            self._sweep()
+        else:
             self._begin()
+        self._group = zarr.open_group(self._path, mode="r+")
 
     def finished_shards(self) -> set[tuple[str, int]]:
         """Shards that an interrupted run left whole: they are read back, which checks them, and not written again."""
         for split in SPLITS:
-            array = self._array(split, "events")
-            rows = self._shard_rows[split]
-            for number in range(-(-self._counts[split] // rows)):
-                start, stop = number * rows, min((number + 1) * rows, self._counts[split])
-                if not self._is_there(split, number):
-                    continue
-                events = np.asarray(array[start:stop])
-                context = np.asarray(self._array(split, "context")[start:stop]) if self._layout.context else None
-                self._account(split, number, events, context)
+            for number in range(-(-self._counts[split] // self._shard_rows[split])):
+                if all(sync((self._group.store_path / key).exists()) for key in self._keys(split, number).values()):
+                    self._take_over(split, number)
         return set(self._records)
 
     def buffers(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -76,32 +76,30 @@ class StoreWriter:
         context = np.empty((rows, self._layout.context_size), self._layout.dtype) if self._layout.context else None
         return events, np.empty(rows, np.int64), context
 
-    def write(
-        self, split: str, number: int, events: np.ndarray, index: np.ndarray, context: np.ndarray | None
-    ) -> None:
-        """Write one shard. Its events come last, so that a shard whose events are there is whole."""
-        start = number * self._shard_rows[split]
-        rows = slice(start, start + len(events))
-        self._array(split, "index")[rows] = index
+    def write(self, split: str, number: int, events: np.ndarray, index: np.ndarray, context: np.ndarray | None) -> None:
+        """Write one shard. Its events come last, so that a shard whose events are there is whole.
+
+        Raises:
+            StoreError: The shard was written before, or these are not all of its rows.
+        """
+        start, stop = self._range(split, number)
+        with self._lock:
+            if (split, number) in self._taken:
+                raise StoreError(f"{self._path}: shard {split}/{number} has a writer already: a shard has one, once")
+            if not len(events) == len(index) == stop - start or (context is not None and len(context) != len(events)):
+                raise StoreError(
+                    f"{self._path}: shard {split}/{number} has {stop - start} rows, and is written whole: "
+                    f"got {len(events)} events and {len(index)} grid indices"
+                )
+            self._taken.add((split, number))
+        self._array(split, "index")[start:stop] = index
         if context is not None:
-            self._array(split, "context")[rows] = context
-        self._array(split, "events")[rows] = events
-        self._account(split, number, events, context)
+            self._array(split, "context")[start:stop] = context
+        encoded = encode_shard(events, self._chunk_rows, self._shard_rows[split])
+        write_file(self._group, self._keys(split, number)["events"], encoded)
 
-    def finish(self, coordinates: xr.Dataset, missing: dict[str, int]) -> None:
-        """Write coordinates, statistics and, last of all, the manifest that makes the store readable."""
-        coordinates.to_zarr(self._path, group="coordinates", mode="a", consolidated=False, zarr_format=3)
-        group = zarr.open_group(self._path, path="statistics", mode="w")
-        # In order of the shards: sums of floats depend on it, and writers finish in any.
-        statistics = merge(self._statistics[number] for number in sorted(self._statistics))
-        for name in ("mean", "variance", "minimum", "maximum"):
-            values = getattr(statistics, name)
-            group.create_array(name, data=values, chunks=values.shape, dimension_names=self._layout.event_axes)
-        group.attrs.update({"count": statistics.count, "missing": missing})
-        manifest = Manifest.of(self._records.values())
-        zarr.open_group(self._path, path="manifest", mode="w").attrs["shards"] = json.dumps(manifest.to_json())
-
-    def _account(self, split: str, number: int, events: np.ndarray, context: np.ndarray | None) -> None:
+    def account(self, split: str, number: int, events: np.ndarray, context: np.ndarray | None) -> None:
+        """Enter a shard in the manifest and the statistics."""
         record = ShardRecord(split, number, len(events), hash_rows(events, context))
         statistics = Statistics.of(events) if split == "train" else None
         with self._lock:
@@ -109,40 +107,72 @@ class StoreWriter:
             if statistics is not None:
                 self._statistics[number] = statistics
 
+    def finish(self, coordinates: xr.Dataset, missing: dict[str, int]) -> None:
+        """Write coordinates, statistics and, last of all, the manifest that makes the store readable."""
+        coordinates.to_zarr(self._path, group="coordinates", mode="w", consolidated=False, zarr_format=3)
+        group = self._group.require_group("statistics", overwrite=True)
+        # In order of the shards: sums of floats depend on it, and writers finish in any.
+        statistics = merge(self._statistics[number] for number in sorted(self._statistics))
+        for name in ("mean", "variance", "minimum", "maximum"):
+            values = getattr(statistics, name)
+            group.create_array(name, data=values, chunks=values.shape, dimension_names=self._layout.event_axes)
+        group.attrs.update({"count": statistics.count, "missing": missing})
+        manifest = Manifest.of(self._records.values(), hash_files(self._group))
+        self._group.require_group("manifest", overwrite=True).attrs.update(manifest.to_json())
+
+    def _range(self, split: str, number: int) -> tuple[int, int]:
+        start = number * self._shard_rows[split]
+        return start, min(start + self._shard_rows[split], self._counts[split])
+
+    def _keys(self, split: str, number: int) -> dict[str, str]:
+        return shard_keys(self._layout, split, number)
+
+    def _take_over(self, split: str, number: int) -> None:
+        start, stop = self._range(split, number)
+        try:
+            arrays = [np.asarray(self._array(split, name)[start:stop]) for name in self._keys(split, number)]
+        except Exception:
+            # Whatever a decoder raises: it is not whole, and is written anew.
+            return
+        self.account(split, number, arrays[0], arrays[2] if self._layout.context else None)
+        self._taken.add((split, number))
+
     def _goes_on(self) -> bool:
         try:
-            return zarr.open_group(self._path, mode="r").attrs["sciflow"]["token"] == self._token  # type: ignore[index,call-overload,comparison-overlap]
+            return zarr.open_group(self._path, mode="r").attrs["sciflow"]["token"] == self._token  # type: ignore[index,call-overload]
         except (OSError, KeyError, ValueError, TypeError):
             return False
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed had half written."""
+        if isinstance(self._path, Path):
+            for file in self._path.rglob("*.partial"):
+                file.unlink()
 
     def _begin(self) -> None:
         if isinstance(self._path, Path):
             shutil.rmtree(self._path, ignore_errors=True)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
         group = zarr.open_group(self._path, mode="w", zarr_format=3)
         layout = self._layout
         dtype = np.dtype(layout.dtype)
         for split in SPLITS:
             n, shard_rows = self._counts[split], self._shard_rows[split]
-            codecs = [BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
             group.create_array(
                 f"{split}/events",
                 shape=(n, *layout.event_shape),
                 dtype=dtype,
                 chunks=(self._chunk_rows, *layout.event_shape),
                 shards=(shard_rows, *layout.event_shape),
-                compressors=codecs,
+                compressors=codecs(dtype),
                 fill_value=float("nan"),
                 dimension_names=("event", *layout.event_axes),
-                # An event may well be all fill values; a chunk left out would look like a shard that is gone.
-                config={"write_empty_chunks": True},
             )
             group.create_array(
                 f"{split}/index",
                 shape=(n,),
                 dtype="int64",
                 chunks=(shard_rows,),
-                compressors=[BloscCodec(typesize=8, cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+                compressors=codecs(np.dtype(np.int64)),
                 dimension_names=("event",),
             )
             if layout.context:
@@ -151,17 +181,13 @@ class StoreWriter:
                     shape=(n, layout.context_size),
                     dtype=dtype,
                     chunks=(shard_rows, layout.context_size),
-                    compressors=codecs,
+                    compressors=codecs(dtype),
                     dimension_names=("event", "context"),
                 )
         # The request last: a store that has it has all its arrays.
         group.attrs["sciflow"] = {"format": FORMAT, "version": VERSION, "token": self._token, **self._request}
 
     def _array(self, split: str, name: str) -> zarr.Array:
+        # A chunk of nothing but fill values is written all the same: left out, it would look like one that is gone.
         with zarr.config.set({"array.write_empty_chunks": True}):
             return zarr.open_array(self._path, path=f"{split}/{name}", mode="r+")
-
-    def _is_there(self, split: str, number: int) -> bool:
-        key = "/".join([split, "events", "c", str(number), *["0"] * len(self._layout.event_shape)])
-        store = zarr.open_group(self._path, mode="r").store_path
-        return bool(sync((store / key).exists()))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
-from sciflow.errors import RunError, SciflowError
+from sciflow.data.lock import locked
+from sciflow.data.store import is_url
+from sciflow.errors import RunError, SciflowError, StoreError
 from sciflow.progress import progress_bar
 from sciflow.scoring.parts import Scoring
-from sciflow.training.distributed import connected
+from sciflow.training.distributed import connected, last_line
 
 __all__ = ["score_on_ray"]
 
@@ -28,7 +30,8 @@ def score_on_ray(
 ) -> Path:
     """Score a store that may be larger than memory; every event once, whatever happens on the way.
 
-    A scoring that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one.
+    A scoring that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one; one that
+    is done is left as it is.
 
     Args:
         model: Folder of a model, or of its run.
@@ -41,16 +44,26 @@ def score_on_ray(
         progress: Show a progress bar on a terminal.
 
     Raises:
-        StoreError: A shard is missing or damaged, or the output is already there.
+        StoreError: A shard is missing or damaged; or the output is already there, of another model or store, or is
+            being written by another process.
         LayoutError: Model and store do not fit.
         RunError: Workers failed for good.
     """
-    job = Scoring(*(str(path) if "://" in str(path) else str(Path(path).absolute()) for path in (model, store, out)), batch_size)
-    waiting = job.begin(overwrite)
-    if waiting:
-        _score_shards(job, waiting, address, use_gpu, progress)
-    job.finish()
+    job = Scoring(_absolute(model), _absolute(store), _absolute(out), batch_size)
+    if is_url(job.out):
+        raise StoreError(f"{job.out}: scores are put together on a file system: give a path, and copy the result")
+    with locked(Path(job.out)):
+        waiting = job.begin(overwrite)
+        if waiting:
+            _score_shards(job, waiting, address, use_gpu, progress)
+        if waiting is not None:
+            job.finish()
     return Path(out)
+
+
+def _absolute(path: str | Path) -> str:
+    """Workers have a working directory of their own."""
+    return str(path) if is_url(path) else str(Path(path).absolute())
 
 
 def _score_shards(
@@ -74,14 +87,13 @@ def _score_shards(
                 finished, running = ray.wait(running, num_returns=1)
                 try:
                     ray.get(finished)
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, SciflowError):
-                        raise error.cause from None
-                    raise RunError(f"scoring failed: {str(error.cause).splitlines()[0]}") from None
                 except ray.exceptions.RayError as error:
-                    raise RunError(
-                        f"scoring failed after restarts: {str(error).splitlines()[0]}; the same command goes on"
-                    ) from None
+                    for task in running:
+                        ray.cancel(task)
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, SciflowError):
+                        raise cause from None
+                    raise RunError(f"scoring failed: {last_line(cause or error)}; the same command goes on") from None
                 done += 1
                 update(done, "")
                 running += [score_shard.remote(*shard) for _, shard in zip(range(1), queue, strict=False)]

@@ -11,12 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sciflow.data.split import SPLITS
-from sciflow.data.store import Store, is_url, open_store
+from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import RunError, StoreError
+from sciflow.errors import RunError, SciflowError, StoreError
 from sciflow.families import load
 from sciflow.scoring.score import FIELDS, NO_SPLIT, labelled, require_layout, score_rows, split_attributes
 
@@ -42,24 +43,31 @@ class Scoring:
     out: str
     batch_size: int
 
-    def begin(self, overwrite: bool) -> list[tuple[str, int]]:
-        """Check everything, and return the shards that are still to be scored.
+    def begin(self, overwrite: bool) -> list[tuple[str, int]] | None:
+        """Check everything, and return the shards that are still to be scored; None where the output is there already.
 
         Raises:
-            StoreError: The output is already there, or the store cannot be read.
+            StoreError: The output is of another model or store, or the store cannot be read.
             LayoutError: Model and store do not fit.
             ModelFileError: The model cannot be read.
-            RunError: The folder of parts cannot be written.
+            RunError: The model's training has not ended, or the folder of parts cannot be written.
         """
-        if is_url(self.out):
-            raise StoreError(f"{self.out}: scores are put together on a file system: give a path, and copy the result")
-        if Path(self.out).exists():
-            if not overwrite:
-                raise StoreError(f"{self.out}: already there; choose another name, or replace it with --overwrite")
-            if not (Path(self.out) / "zarr.json").exists():
-                raise StoreError(f"{self.out}: not a Zarr store, so it is not replaced: choose another name")
+        folder = Path(self.model)
+        if (folder / "workflow.yaml").exists() and not (folder / "model").exists():
+            raise RunError(f"{folder}: training has not ended, so there is no model: run sciflow train again")
         store, density = open_store(self.store), load(self.model)
         require_layout(density, store.layout, self.store)
+        if Path(self.out).exists():
+            if not (Path(self.out) / "zarr.json").exists():
+                raise StoreError(f"{self.out}: not a Zarr store, so it is not replaced: choose another name")
+            if self._is_done(store):
+                shutil.rmtree(self._folder, ignore_errors=True)
+                if not overwrite:
+                    return None
+            elif not overwrite:
+                raise StoreError(
+                    f"{self.out}: already there, with other contents; choose another name, or replace it by --overwrite"
+                )
         note = json.dumps({"token": self._token(store)})
         try:
             if not self._note.exists() or self._note.read_text() != note:
@@ -85,18 +93,39 @@ class Scoring:
             os.replace(partial, part)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise RunError(f"{part}: cannot be written: {error.strerror or error}; run the same command again") from None
+            raise RunError(
+                f"{part}: cannot be written: {error.strerror or error}; what is scored is kept: "
+                "make room or mend it, and run the same command again"
+            ) from None
         return int(stop - start)
 
     def finish(self) -> None:
-        """Put the parts together over the store's own coordinates; the output appears whole, and the parts go."""
+        """Put the parts together over the store's own coordinates; the output appears whole, and the parts go.
+
+        Raises:
+            RunError: A part is damaged, or the output cannot be written; what is scored is kept.
+        """
+        try:
+            self._put_together()
+        except SafetensorError as error:
+            raise RunError(f"{self._folder}: a part is damaged ({error}): remove the folder, and score again") from None
+        except OSError as error:
+            if isinstance(error, SciflowError):
+                raise
+            shutil.rmtree(f"{self.out}.partial", ignore_errors=True)
+            raise RunError(
+                f"{self.out}: cannot be written: {error.strerror or error}; what is scored is kept: "
+                "make room or mend it, and run the same command again"
+            ) from None
+
+    def _put_together(self) -> None:
         store = open_store(self.store)
         density = load(self.model)
         dims = tuple(dim.name for dim in store.layout.sample_dims)
         partial = Path(f"{self.out}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         kind = density.likelihood(np.zeros((0, *store.event_shape)), _no_context(store)).kind
-        attrs = {"model": self._weights(), "store": store.fingerprint}
+        attrs = {"model": self._weights(), "store": store.fingerprint, "scoring": self._token(store)}
         # One variable at a time: memory is bounded by the largest of them.
         for name in (*FIELDS, "split"):
             dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
@@ -110,6 +139,7 @@ class Scoring:
                 dataset[name].attrs = split_attributes()
             dataset.to_zarr(partial, mode="a", zarr_format=3, consolidated=False)
         old = Path(f"{self.out}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if Path(self.out).exists():
             Path(self.out).rename(old)
         partial.rename(self.out)
@@ -129,12 +159,23 @@ class Scoring:
 
     def _token(self, store: Store) -> str:
         """What the parts depend on; parts of another model or store are not mixed in."""
-        return hashlib.sha256(json.dumps([self._weights(), store.fingerprint, self.batch_size]).encode()).hexdigest()
+        model = hashlib.sha256(self._description.read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps([model, store.fingerprint, self.batch_size]).encode()).hexdigest()
 
     def _weights(self) -> str:
+        return str(json.loads(self._description.read_text())["weights"]["sha256"])
+
+    @property
+    def _description(self) -> Path:
         folder = Path(self.model)
-        file = next(f for f in (folder / "model.json", folder / "model" / "model.json") if f.exists())
-        return str(json.loads(file.read_text())["weights"]["sha256"])
+        return next(f for f in (folder / "model.json", folder / "model" / "model.json") if f.exists())
+
+    def _is_done(self, store: Store) -> bool:
+        try:
+            attributes = json.loads((Path(self.out) / "zarr.json").read_text())["attributes"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return bool(attributes.get("scoring") == self._token(store))
 
 
 def _no_context(store: Store) -> np.ndarray | None:

@@ -55,8 +55,8 @@ def score(
 
     Args:
         density: A trained density.
-        data: A store, labelled data with the variables that the density was trained on (``xarray``, pandas), or an array
-            ``[n, *event_shape]``.
+        data: A store, labelled data with the variables that the density was trained on (``xarray``, pandas), or an
+            array ``[n, *event_shape]``.
         context: ``[n, *context_shape]`` for a conditional density and an array.
         method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
         batch_size: Events at a time.

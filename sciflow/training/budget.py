@@ -28,12 +28,13 @@ class Budget:
     def of(cls, settings: Training, num_rows: int) -> Budget:
         """Choose what the settings leave open.
 
-        The batch grows with the square root of the data, a power of two from 64 to 4,096. Small sets are seen a few
-        hundred times, for early stopping ends what is too long; large sets at least ten times.
+        The batch grows with the square root of the data, a power of two from 64 to 4,096. There are 60 epochs, though
+        at least 1,000 steps, for small sets, and no more than 5,000, unless ten epochs take longer: early stopping
+        looks after what overfits before.
 
         Example:
             >>> Budget.of(Training(), 10_000)
-            Budget(batch_size=256, max_steps=4000, validate_every=80)
+            Budget(batch_size=256, max_steps=2400, validate_every=48)
         """
         rule = 2 ** round(math.log2(max(1.0, 2.5 * math.sqrt(num_rows))))
         batch_size = min(settings.batch_size or min(4096, max(64, rule)), num_rows)
@@ -42,5 +43,5 @@ class Budget:
             steps = settings.max_epochs * per_epoch
             max_steps = min(steps, settings.max_steps or steps)
         else:
-            max_steps = settings.max_steps or max(10 * per_epoch, min(4000, 300 * per_epoch))
+            max_steps = settings.max_steps or max(10 * per_epoch, min(5000, max(1000, 60 * per_epoch)))
         return cls(batch_size, max_steps, settings.validate_every or max(1, max_steps // 50))

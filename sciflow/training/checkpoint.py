@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -18,9 +20,11 @@ from torch import Tensor
 
 from sciflow.errors import CheckpointError
 
-__all__ = ["Checkpoint", "newest", "optimizer_tensors", "restore_optimizer", "write"]
+__all__ = ["Checkpoint", "newest", "optimizer_tensors", "restore_optimizer", "verify", "write"]
 
 KEEP = 3
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,17 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: It cannot be written; those that were there are whole.
     """
-    path = folder / f"step-{checkpoint.step:09d}"
+    path = folder / _name(checkpoint.step)
     partial = folder / f".{path.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        # Of a process that was killed while it wrote, too.
+        for left in folder.glob(".step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
-        content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
+        content = save_tensors({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()})
         _write_synced(partial / "state.safetensors", content)
-        record = {"step": checkpoint.step, "sha256": hashlib.sha256(content).hexdigest(), "state": checkpoint.state}
+        digest = _digest(hashlib.sha256(content), checkpoint.step, checkpoint.state)
+        record = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
         _write_synced(partial / "state.json", json.dumps(record).encode())
         if path.exists():
             shutil.rmtree(path)
@@ -72,13 +79,31 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole; None where there is none. Damaged ones are passed over with a warning."""
-    for path in reversed(_all(folder)):
-        try:
-            return _read(path)
-        except CheckpointError as error:
-            warnings.warn(f"{error}; going on from the one before it", stacklevel=2)
-    return None
+    """Read the newest checkpoint that is whole; None where there has been none yet.
+
+    Damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged: nothing begins anew unless it is asked to.
+    """
+    return _newest(folder, _read)
+
+
+def verify(folder: Path) -> Path | None:
+    """Return the path of what :func:`newest` reads, without loading it.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+
+    def verified(path: Path) -> Path:
+        with _damage_reported(path):
+            record = json.loads((path / "state.json").read_bytes())
+            with (path / "state.safetensors").open("rb") as file:
+                _require_hash(path, hashlib.file_digest(file, "sha256"), record)
+        return path
+
+    return _newest(folder, verified)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -103,17 +128,55 @@ def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir()) if folder.is_dir() else []
 
 
+def _newest(folder: Path, read: Callable[[Path], Found]) -> Found | None:
+    damaged: list[str] = []
+    for path in reversed(_all(folder)):
+        try:
+            found = read(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for problem in damaged:
+            warnings.warn(f"{problem}; going on from {path.name}", stacklevel=3)
+        return found
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint can be read: {'; '.join(damaged)}. Restore one of them, or begin anew with --overwrite"
+        )
+    return None
+
+
 def _read(path: Path) -> Checkpoint:
-    try:
+    with _damage_reported(path):
         record = json.loads((path / "state.json").read_bytes())
         content = (path / "state.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            raise CheckpointError(f"{path}: damaged: state.safetensors is not what was written")
-        return Checkpoint(int(record["step"]), load_tensors(content), record["state"])
+        _require_hash(path, hashlib.sha256(content), record)
+        return Checkpoint(record["step"], load_tensors(content), record["state"])
+
+
+def _require_hash(path: Path, tensors: hashlib._Hash, record: dict[str, Any]) -> None:
+    if record["sha256"] != _digest(tensors, record["step"], record["state"]):
+        raise CheckpointError(f"{path}: damaged: it is not what was written")
+
+
+def _digest(tensors: hashlib._Hash, step: int, state: dict[str, Any]) -> str:
+    """Hash of the tensors' file and all that goes with it: an altered step would shift the order of the rows."""
+    tensors.update(json.dumps([step, state]).encode())
+    return tensors.hexdigest()
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: damaged: {error}") from None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 def _write_synced(path: Path, content: bytes) -> None:

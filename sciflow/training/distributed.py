@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,17 +20,22 @@ from sciflow import errors
 from sciflow.config import Workflow
 from sciflow.errors import ConfigError, SciflowError, TrainingError
 from sciflow.progress import progress_bar
+from sciflow.training import checkpoint as checkpoints
 from sciflow.training.budget import Budget
+from sciflow.training.files import write_whole
 from sciflow.training.metrics import read_metrics
 from sciflow.training.process import Process
-from sciflow.training.run import Run, train_in_this_process, write_whole
+from sciflow.training.run import Run, train_in_this_process
 
-__all__ = ["connected", "train_on_ray"]
+__all__ = ["connected", "last_line", "train_on_ray"]
 
 POLL_SECONDS = 0.3
+TAIL_BYTES = 1 << 14
 
 
-def train_on_ray(run: Run, workflow: Workflow, num_rows: int, address: str | None = None, progress: bool = True) -> None:
+def train_on_ray(
+    run: Run, workflow: Workflow, num_rows: int, address: str | None = None, progress: bool = True
+) -> None:
     """Train a run on Ray workers; a lost worker is replaced, and training goes on from the last checkpoint.
 
     Checkpoints are our own, in the run's folder: Ray Train commits its own only at its next poll, and takes a damaged
@@ -46,13 +52,29 @@ def train_on_ray(run: Run, workflow: Workflow, num_rows: int, address: str | Non
         ConfigError: The cluster cannot be reached, or has not the resources asked for.
         TrainingError: A worker failed for good.
         SciflowError: What went wrong in a worker, as it was raised there.
+        KeyboardInterrupt: The user interrupted; the workers have saved and left.
     """
-    # Ray Train looks after its workers at this interval: a second by default, which is most of a short run.
+    # Ray Train looks after its workers at this interval: two seconds by default, which is most of a short run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Damaged checkpoints are told of here, where the user sees it, and before Ray starts.
+    checkpoints.verify(run.folder / "checkpoints")
     failures = run.folder / "failures"
-    for old in failures.glob("*.json"):
-        old.unlink()
+    shutil.rmtree(failures, ignore_errors=True)
+    # Of a driver that was killed.
+    shutil.rmtree(run.folder / "ray", ignore_errors=True)
+    budget = Budget.of(workflow.training, num_rows)
+    with progress_bar("training", budget.max_steps, progress) as update, _signals(run) as interrupted:
+        _fit(run, workflow, failures, address, update)
+    if run.outcome is not None:
+        return
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    if not run.stop_requested():
+        raise TrainingError(f"the workers left without a result; the same command goes on from {run.folder}")
+
+
+def _fit(run: Run, workflow: Workflow, failures: Path, address: str | None, update: Callable[[int, str], None]) -> None:
     cluster = workflow.cluster
     with connected(address, num_cpus=cluster.num_workers * cluster.cpus_per_worker):
         import ray.train
@@ -76,19 +98,22 @@ def train_on_ray(run: Run, workflow: Workflow, num_rows: int, address: str | Non
             ),
             torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         )
-        budget = Budget.of(workflow.training, num_rows)
-        with progress_bar("training", budget.max_steps, progress) as update, _watched(run, update):
+        with _following(run, update):
             try:
-                trainer.fit()
+                _in_thread(trainer.fit)
             except ray.train.TrainingFailedError as error:
                 _raise_failure(failures)
+                reason = _first_failure(error)
+                if isinstance(reason, SciflowError):
+                    raise reason from None
                 raise TrainingError(
-                    f"training failed after {cluster.max_failures} restarts: {_last_line(error)}; "
+                    f"training failed after {cluster.max_failures} restarts: {last_line(reason)}; "
                     f"the same command goes on from {run.folder / 'checkpoints'}"
                 ) from None
+            finally:
+                # Nothing in it is ever read again: checkpoints are ours.
+                shutil.rmtree(run.folder / "ray", ignore_errors=True)
         _raise_failure(failures)
-        if run.outcome is None and not run.stop_requested():
-            raise TrainingError(f"the workers left without a result; the same command goes on from {run.folder}")
 
 
 @contextmanager
@@ -106,11 +131,16 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+            # No word of a run leaves the machine for the sake of Ray's statistics.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # "local": not one that somebody else has started on this machine.
+            num_cpus = max(num_cpus, os.cpu_count() or 1)
+            ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
         else:
             ray.init(address=address or "auto", **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise ConfigError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        place = address or os.environ.get("RAY_ADDRESS", "this machine")
+        raise ConfigError(f"no Ray cluster at {place}: {last_line(error)}") from None
     try:
         yield
     finally:
@@ -126,35 +156,82 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(workflow.cluster.cpus_per_worker)
     process = Process(get_device())
     failure = run.folder / "failures" / f"{process.rank}.json"
-    if failure.parent.exists() and any(failure.parent.glob("*.json")):
+    if any(failure.parent.glob("*.json")):
         return  # What failed once for a reason of its own fails again: nothing is gained by another try.
     try:
         train_in_this_process(run, workflow, process)
     except SciflowError as error:
-        failure.parent.mkdir(exist_ok=True)
-        write_whole(failure, json.dumps({"kind": type(error).__name__, "message": str(error)}))
-        if not isinstance(error, TrainingError):
+        try:
+            failure.parent.mkdir(exist_ok=True)
+            write_whole(failure, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        except OSError:
+            raise error from None  # The disk is full: Ray tells of it, after it has tried again.
+        if process.world_size > 1 and not isinstance(error, TrainingError):
             raise  # The other workers may be waiting for this one; a TrainingError is known to all.
 
 
+def _in_thread(call: Callable[[], Any]) -> None:
+    """Run a call in a thread and wait for it, so that signals stay this process's own.
+
+    On the main thread Ray Train puts its own handler of SIGINT in place of Python's, and leaves it there.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+    if failed:
+        raise failed[0]
+
+
 @contextmanager
-def _watched(run: Run, update: Any) -> Iterator[None]:
-    """Show the progress that the first worker writes down, and pass SIGTERM on to the workers as a request to stop."""
+def _signals(run: Run) -> Iterator[threading.Event]:
+    """Pass SIGTERM and SIGINT on to the workers as a request to save and leave; the second SIGINT interrupts at once.
+
+    Yields:
+        An event that is set by SIGINT.
+    """
     run.forget_stop()
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            interrupted.set()
+        run.request_stop()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _following(run: Run, update: Callable[[int, str], None]) -> Iterator[None]:
+    """Show the progress that the first worker writes down."""
     ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(POLL_SECONDS):
-            records = read_metrics(run.folder / "metrics.jsonl")[-50:]
+            records = read_metrics(run.folder / "metrics.jsonl", TAIL_BYTES)
             if records:
                 losses = [f"loss {r['loss']:.3f}" for r in records if "loss" in r][-1:]
                 found = [f"validation {r['validation_log_prob']:.3f}" for r in records if "validation_log_prob" in r]
                 update(records[-1]["step"], ", ".join(losses + found[-1:]))
 
-    previous: Any = None
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if on_main_thread:
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop())
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
@@ -162,8 +239,6 @@ def _watched(run: Run, update: Any) -> Iterator[None]:
     finally:
         ended.set()
         follower.join()
-        if on_main_thread:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def _require_resources(workflow: Workflow) -> None:
@@ -177,8 +252,8 @@ def _require_resources(workflow: Workflow) -> None:
     ):
         if need > have.get(name, 0):
             raise ConfigError(
-                f"cluster: {cluster.num_workers} workers need {need} {name}s, the Ray cluster has {have.get(name, 0):g}: "
-                "lower cluster.num_workers, or start more nodes"
+                f"cluster: {cluster.num_workers} workers need {need} {name}s, the Ray cluster has "
+                f"{have.get(name, 0):g}: lower cluster.num_workers, or start more nodes"
             )
 
 
@@ -189,6 +264,14 @@ def _raise_failure(folder: Path) -> None:
         raise getattr(errors, record["kind"], TrainingError)(record["message"])
 
 
-def _last_line(error: BaseException) -> str:
+def _first_failure(error: Exception) -> BaseException:
+    """What a worker raised, where Ray Train knows."""
+    for _, failure in sorted(getattr(error, "worker_failures", {}).items()):
+        return getattr(failure, "cause", None) or failure
+    return error
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says, in one line: of a traceback in words, the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

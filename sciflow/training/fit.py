@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from sciflow.config import Training, validate
 from sciflow.density import Density
 from sciflow.progress import progress_bar
@@ -75,7 +73,7 @@ def fit(
     Args:
         density: Trained in place, on the device where it is.
         data: A store; or events ``[n, *event_shape]`` as NumPy, torch, pandas or xarray.
-        validation: Held-out events; None holds out a tenth of ``data`` (a fifth of fewer than 1,000), drawn by ``seed``.
+        validation: Held-out events; None holds out a tenth of ``data`` (a fifth of fewer than 1,000), by ``seed``.
         context: ``[n, *context_shape]`` for a conditional density, where ``data`` is no store.
         validation_context: The same for ``validation``.
         seed: Of hold-out, order and noise.
@@ -99,13 +97,13 @@ def fit(
     """
     chosen: Training = validate(Training, {**settings, "seed": seed}, "sciflow.fit")
     rows, layout, fingerprint = training_data(density, data, validation, context, validation_context, seed)
-    prepare(density, rows, chosen.degenerate, layout["variables"] if layout is not None else None)
-    density.layout = layout
+    prepare(density, rows, chosen.degenerate, layout)
+    density.layout = None if layout is None else layout.to_json()
     budget = Budget.of(chosen, len(rows.train))
-    # Noise is drawn from torch's own generator, whose state is the caller's.
-    with torch.random.fork_rng(), progress_bar("training", budget.max_steps, progress) as update:
+    with progress_bar("training", budget.max_steps, progress) as update:
         metrics = Metrics(every=max(1, budget.max_steps // 200), update=update)
-        outcome = train(density, rows, chosen, Process(density.device), metrics)
+        outcome = train(density, rows, chosen, Process(density.device, alone=True), metrics)
+    assert outcome.validation is not None
     density.provenance = {"data": fingerprint, "steps": outcome.steps, "validation": outcome.validation.to_json()}
     return Fit(
         density=density,

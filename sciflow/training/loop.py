@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,16 +19,17 @@ from sciflow.config import Training
 from sciflow.data.loader import Batch, Loader, Rows
 from sciflow.data.plan import Plan
 from sciflow.density import Density
-from sciflow.errors import TrainingError
+from sciflow.errors import CheckpointError, TrainingError
 from sciflow.training import checkpoint as checkpoints
+from sciflow.training.average import WeightAverage
 from sciflow.training.budget import Budget
-from sciflow.training.evaluate import Evaluation, evaluate
+from sciflow.training.evaluate import Evaluation, evaluate, named_rows
 from sciflow.training.metrics import Metrics
 from sciflow.training.process import Process
 
 __all__ = ["Outcome", "TrainingData", "train"]
 
-NAMED_ROWS = 10
+VALIDATION_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,17 @@ class TrainingData:
         train: Training rows.
         validation: Validation rows.
         dtype: NumPy dtype in which rows are read.
-        name: What to call the rows in messages.
+        name: What to call the training rows in messages.
+        numbers: The user's number of every training row, where it is another than ours.
+        extrema: Least and largest value of every element of the event over all training rows.
     """
 
     train: Rows
     validation: Rows
     dtype: str = "float32"
-    name: str = "training rows"
+    name: str = "rows"
+    numbers: np.ndarray | None = None
+    extrema: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ class Outcome:
     Attributes:
         steps: Steps done.
         best_step: Step of the weights that are kept.
-        validation: Log p of the validation rows under them.
+        validation: Log p of the validation rows under them; None where training stopped before it was looked at.
         ended: ``"steps"`` after the last step, ``"patience"`` by early stopping, ``"stopped"`` on request.
         seconds: Time spent, that of earlier starts included.
     """
 
     steps: int
     best_step: int
-    validation: Evaluation
+    validation: Evaluation | None
     ended: Literal["steps", "patience", "stopped"]
     seconds: float
 
@@ -90,8 +97,23 @@ def train(
 
     Raises:
         TrainingError: The loss or its gradient is not finite; names step and rows.
-        CheckpointError: A checkpoint cannot be written.
+        CheckpointError: A checkpoint cannot be written, or none can be read.
     """
+    devices = [process.device] if process.device.type == "cuda" else []
+    # Noise is drawn from torch's own generators, whose state is the caller's.
+    with torch.random.fork_rng(devices):
+        return _train(density, data, settings, process, metrics, folder, stop_requested)
+
+
+def _train(
+    density: Density,
+    data: TrainingData,
+    settings: Training,
+    process: Process,
+    metrics: Metrics,
+    folder: Path | None,
+    stop_requested: Callable[[], bool],
+) -> Outcome:
     budget = Budget.of(settings, len(data.train))
     plan = _plan(data.train, budget, settings)
     loader = Loader(
@@ -99,8 +121,10 @@ def train(
     )
     density.to(process.device)
     model = _parallel(_Loss(density), process, settings)
-    optimizer = torch.optim.AdamW(density.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    state = _restore(density, optimizer, folder, process) or _State()
+    parameters = list(density.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    average = WeightAverage(density, settings.ema_decay)
+    state = _restore(density, optimizer, average, folder, process) or _State()
     metrics.resume_from(state.step)
     began = time.monotonic() - state.seconds
     spare = _spare_row(data, density)
@@ -109,62 +133,67 @@ def train(
     def save() -> None:
         state.seconds = time.monotonic() - began
         if folder is not None and process.is_first:
-            checkpoints.write(folder, state.checkpoint(density, optimizer))
+            checkpoints.write(folder, state.checkpoint(density, optimizer, average))
 
     def validate() -> None:
-        found = evaluate(density, data.validation, process, data.dtype, most=VALIDATION_ROWS)
+        with average.applied():
+            found = evaluate(density, data.validation, process, data.dtype, most=VALIDATION_ROWS)
+            if state.best is None or found.mean > state.best.mean:
+                state.best, state.best_step, state.stale = found, state.step, 0
+                state.best_weights = {name: tensor.detach().clone() for name, tensor in density.state_dict().items()}
+            else:
+                state.stale += 1
         metrics.validation(state.step, found)
-        if state.best is None or found.mean > state.best.mean:
-            state.best, state.best_step, state.stale = found, state.step, 0
-            state.best_weights = {name: tensor.detach().clone() for name, tensor in density.state_dict().items()}
-        else:
-            state.stale += 1
         density.train()
 
-    ended: Literal["steps", "patience", "stopped"] = "steps"
-    while state.step < budget.max_steps and ended == "steps":
-        epoch, batch_number = divmod(state.step, plan.batches_per_epoch)
-        for batch in loader.epoch(epoch, batch_number):
-            # Noise and dropout are a function of (seed, step, rank): a resumed run draws what an unbroken one would.
-            torch.manual_seed(hash((settings.seed, state.step, process.rank)) % 2**63)
-            rate = _learning_rate(state.step, budget.max_steps, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            row_losses, objective = _loss(model, batch, spare, process)
-            objective.backward()
-            norm = nn.utils.clip_grad_norm_(density.parameters(), settings.gradient_clip)
-            # One small sum tells every process the loss of the whole batch, and whether any was asked to stop.
-            shared = torch.stack([row_losses.detach().sum().double(), objective.new_tensor(stop_requested()).double()])
-            total, stops = process.sum(shared).tolist()
-            if not (math.isfinite(total) and math.isfinite(float(norm))):
-                _fail(state.step, row_losses, batch, process, data, folder)
-            optimizer.step()
-            state.step += 1
-            metrics.step(state.step, epoch, total / batch.total, rate, float(norm), batch.total)
-            due = state.step % budget.validate_every == 0 or state.step == budget.max_steps
-            if due:
-                validate()
-            if stops:
-                ended = "stopped"
-            elif state.stale >= settings.patience:
-                ended = "patience"
-            if due or ended == "stopped":
-                save()
-            if ended != "steps" or state.step == budget.max_steps:
-                break
-    if state.best is None:
-        validate()
-    assert state.best is not None
-    if ended != "stopped":
-        density.load_state_dict(state.best_weights)
-    density.eval()
-    # The last figure is over all validation rows, not only those that training looked at.
-    final = evaluate(density, data.validation, process, data.dtype)
+    # A run that was killed between its last checkpoint and its result has no step left.
+    ended: Literal["steps", "patience", "stopped"] = "patience" if state.stale >= settings.patience else "steps"
+    try:
+        while state.step < budget.max_steps and ended == "steps":
+            epoch, batch_number = divmod(state.step, plan.batches_per_epoch)
+            for batch in loader.epoch(epoch, batch_number):
+                # Noise is a function of (seed, step, rank): a resumed run draws what an unbroken one would.
+                process.seed(settings.seed, state.step)
+                rate = _learning_rate(state.step, budget.max_steps, settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.zero_grad(set_to_none=True)
+                row_losses, objective = _loss(model, batch, spare, process)
+                objective.backward()
+                norm = nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+                # One small sum tells every process the loss of the whole batch, and whether any was asked to stop.
+                votes = objective.new_tensor(stop_requested(), dtype=torch.float64)
+                total, stops = process.sum(torch.stack([row_losses.detach().sum().double(), votes])).tolist()
+                if not (math.isfinite(total) and math.isfinite(float(norm))):
+                    _fail(state, row_losses, batch, process, data, folder)
+                optimizer.step()
+                state.step += 1
+                average.update(state.step)
+                metrics.step(state.step, epoch, total / batch.total, rate, float(norm), batch.total)
+                due = state.step % budget.validate_every == 0 or state.step == budget.max_steps
+                if due:
+                    validate()
+                if stops:
+                    ended = "stopped"
+                elif state.stale >= settings.patience:
+                    ended = "patience"
+                if due or ended == "stopped":
+                    save()
+                if ended != "steps" or state.step == budget.max_steps:
+                    break
+        if ended != "stopped":
+            density.load_state_dict(state.best_weights)
+    except BaseException:
+        # An interrupt may fall into the middle of a step: leave weights that belong together.
+        if state.best_weights:
+            density.load_state_dict(state.best_weights)
+        raise
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        density.eval()
+    # The last figure is over all validation rows; but whoever asks to stop is in a hurry.
+    final = state.best if ended == "stopped" else evaluate(density, data.validation, process, data.dtype)
     return Outcome(state.step, state.best_step, final, ended, time.monotonic() - began)
-
-
-VALIDATION_ROWS = 1 << 16
 
 
 @dataclass
@@ -178,8 +207,11 @@ class _State:
     seconds: float = 0.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def checkpoint(self, density: Density, optimizer: torch.optim.Optimizer) -> checkpoints.Checkpoint:
+    def checkpoint(
+        self, density: Density, optimizer: torch.optim.Optimizer, average: WeightAverage
+    ) -> checkpoints.Checkpoint:
         tensors = {f"model.{name}": tensor for name, tensor in density.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in average.tensors.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         tensors |= checkpoints.optimizer_tensors(optimizer)
         record: dict[str, Any] = {
@@ -205,7 +237,10 @@ class _Loss(nn.Module):
 def _parallel(loss: nn.Module, process: Process, settings: Training) -> nn.Module:
     model: nn.Module = torch.compile(loss, dynamic=True) if settings.compile else loss  # type: ignore[assignment]
     if process.world_size > 1:
-        model = DistributedDataParallel(model, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Of its new name in torch 2.13, which earlier ones do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = DistributedDataParallel(model, broadcast_buffers=False)
     return _Autocast(model, process.device.type) if settings.precision == "bfloat16" else model
 
 
@@ -249,7 +284,11 @@ def _learning_rate(step: int, max_steps: int, settings: Training) -> float:
 
 
 def _restore(
-    density: Density, optimizer: torch.optim.Optimizer, folder: Path | None, process: Process
+    density: Density,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    folder: Path | None,
+    process: Process,
 ) -> _State | None:
     if folder is None:
         return None
@@ -259,8 +298,13 @@ def _restore(
         return None
     if found.step != step:
         raise TrainingError(f"{folder}: the processes see different checkpoints (steps {step} and {found.step})")
-    density.load_state_dict(found.part("model"))
-    checkpoints.restore_optimizer(optimizer, found.part("optimizer"))
+    try:
+        density.load_state_dict(found.part("model"))
+        checkpoints.restore_optimizer(optimizer, found.part("optimizer"))
+        average.restore(found.part("average"))
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: of another model ({reason:.200}); begin anew with --overwrite") from None
     record = found.state
     best = None if record["best"] is None else Evaluation(**record["best"])
     weights = {name: tensor.to(process.device) for name, tensor in found.part("best").items()}
@@ -278,14 +322,23 @@ def _shape(shape: torch.Size | None) -> tuple[int, ...] | None:
 
 
 def _fail(
-    step: int, losses: Tensor, batch: Batch, process: Process, data: TrainingData, folder: Path | None
+    state: _State, losses: Tensor, batch: Batch, process: Process, data: TrainingData, folder: Path | None
 ) -> None:
     """Say which rows spoilt the step; every process knows of all of them."""
-    mine = [int(row) for row in batch.rows[(~torch.isfinite(losses.detach())).cpu().numpy()]] if len(losses) else []
-    rows = sorted(row for found in process.gather(mine) for row in found)
-    named = ", ".join(map(str, rows[:NAMED_ROWS])) + (f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else "")
-    what = f"the loss of {data.name} {named} is not finite" if rows else "the gradient is not finite, though the loss is"
-    kept = f"the last good checkpoint is in {folder}" if folder is not None else "the weights are those of the step before"
+    mine = batch.rows[(~torch.isfinite(losses.detach())).cpu().numpy()] if len(losses) else batch.rows[:0]
+    numbers = mine if data.numbers is None else data.numbers[mine]
+    rows = sorted(row for found in process.gather(numbers.tolist()) for row in found)
+    what = (
+        f"the loss of {data.name} {named_rows(rows)} is not finite"
+        if rows
+        else "the gradient is not finite, though the loss is"
+    )
+    if folder is not None:
+        kept = f"the last good checkpoint is in {folder}"
+    else:
+        step = state.best_step if state.best_weights else state.step
+        kept = f"the density has the weights of step {step}"
     raise TrainingError(
-        f"step {step}: {what}; {kept}. Look at these rows, or lower training.learning_rate (or training.gradient_clip)"
+        f"step {state.step}: {what}; {kept}. Look at these rows, or lower training.learning_rate (or "
+        "training.gradient_clip)"
     )

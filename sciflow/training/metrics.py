@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sciflow.errors import RunError
 from sciflow.training.evaluate import Evaluation
+from sciflow.training.files import write_whole
 
 __all__ = ["Metrics", "read_metrics"]
 
@@ -33,15 +36,20 @@ class Metrics:
         self._note = ""
 
     def resume_from(self, step: int) -> None:
-        """Begin, or go on after ``step``: records of later steps, which will be made again, are dropped."""
+        """Begin, or go on after ``step``: records of later steps, which will be made again, are dropped.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
         self._since = time.monotonic()
         if self._folder is None:
             return
         path = self._folder / "metrics.jsonl"
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        self._file = path.open("a", buffering=1)
+        with self._reported():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in self.records))
+            self._file = path.open("a", buffering=1)
 
     def step(self, step: int, epoch: int, loss: float, learning_rate: float, gradient_norm: float, rows: int) -> None:
         """Take note of one step; every few of them become a record."""
@@ -73,32 +81,55 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._file, self._board):
-            if file is not None:
-                file.close()
+        with self._reported():
+            for file in (self._file, self._board):
+                if file is not None:
+                    file.close()
 
     def _record(self, **record: Any) -> None:
         self.records.append(record)
         if self._file is None:
             return
-        self._file.write(json.dumps(record) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+        with self._reported():
+            self._file.write(json.dumps(record) + "\n")
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-            assert self._folder is not None
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=record["step"])
-        for name, value in record.items():
-            if name not in ("step", "epoch"):
-                self._board.add_scalar(name, value, record["step"])
+                assert self._folder is not None
+                self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=record["step"])
+            for name, value in record.items():
+                if name not in ("step", "epoch"):
+                    self._board.add_scalar(name, value, record["step"])
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._folder}: the metrics cannot be written: {error.strerror or error}; checkpoints are whole: "
+                "make room or mend it, and run the same command again"
+            ) from None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``; a last line that was cut short is left out."""
+def read_metrics(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; a last line that was cut short is left out.
+
+    Args:
+        path: The file; one that is not there holds nothing.
+        tail_bytes: Read the lines in about the last so many bytes alone.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        if tail_bytes is not None and path.stat().st_size > tail_bytes:
+            file.seek(-tail_bytes, 2)
+            file.readline()
+        lines = file.read().splitlines()
     records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
     return records

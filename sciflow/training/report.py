@@ -9,7 +9,7 @@ import numpy as np
 
 from sciflow.data.store import open_store
 from sciflow.errors import SciflowError
-from sciflow.report import Section, Table, corner, loss_curve, write_page
+from sciflow.report import Section, Table, corner, write_page
 from sciflow.training.run import Run
 
 if TYPE_CHECKING:

@@ -16,18 +16,20 @@ from sciflow.data.sources import as_dataset
 from sciflow.data.store import Store
 from sciflow.density import Density
 from sciflow.errors import DataError, LayoutError, ShapeError
+from sciflow.training.evaluate import named_rows
 from sciflow.training.loop import TrainingData
 
-__all__ = ["prepare", "training_data"]
+__all__ = ["prepare", "require_varied", "training_data"]
 
 SAMPLE_ROWS = 1 << 16
+SAMPLE_BYTES = 1 << 28
 SAMPLE_RANGES = 64
 MANY_COLUMNS = 4096
 
 
 def training_data(
     density: Density, data: Any, validation: Any, context: Any, validation_context: Any, seed: int
-) -> tuple[TrainingData, dict[str, Any] | None, str | None]:
+) -> tuple[TrainingData, Layout | None, str | None]:
     """Return rows for training and validation, with the layout and fingerprint of a store.
 
     Args:
@@ -46,7 +48,7 @@ def training_data(
     if isinstance(data, Store):
         if validation is not None or context is not None:
             raise DataError(f"{data.path}: a store brings its own validation rows and context: leave them out")
-        return _of_store(density, data), data.layout.to_json(), data.fingerprint
+        return _of_store(density, data), data.layout, data.fingerprint
     dtype = "float64" if density.dtype == torch.float64 else "float32"
     events, layout = _events(data, density, dtype)
     contexts = _contexts(context, density, len(events), dtype)
@@ -54,56 +56,94 @@ def training_data(
     if contexts is not None:
         _require_finite(contexts, "context")
     if validation is not None:
-        held_events, _ = _events(validation, density, dtype)
+        held_events, held_layout = _events(validation, density, dtype)
+        if layout is not None and held_layout is not None:
+            difference = layout.difference(held_layout.to_json())
+            if difference is not None:
+                raise LayoutError(f"validation events are laid out differently from the training events: {difference}")
         held_contexts = _contexts(validation_context, density, len(held_events), dtype)
         _require_finite(held_events, "validation events")
         _require_count(len(events), len(held_events))
-        return TrainingData(ArrayRows(events, contexts), ArrayRows(held_events, held_contexts), dtype), layout, None
+        if held_contexts is not None:
+            _require_finite(held_contexts, "validation context")
+        held = ArrayRows(held_events, held_contexts)
+        return TrainingData(ArrayRows(events, contexts), held, dtype, extrema=_extrema(events)), layout, None
+    if validation_context is not None:
+        raise DataError("validation_context without validation: give both, or neither")
     if len(events) < 3:
-        raise DataError(f"{len(events)} event{'s' * (len(events) != 1)}: at least 3 are needed, to train on and to hold out")
+        raise DataError(f"{len(events)} events: at least 3 are needed, to train on and to hold out")
     order = np.random.default_rng([seed, len(events)]).permutation(len(events))
     num_held = max(1, round(len(events) * (0.1 if len(events) >= 1000 else 0.2)))
-    held, kept = np.sort(order[:num_held]), np.sort(order[num_held:])
-    rows = [ArrayRows(events[part], None if contexts is None else contexts[part]) for part in (kept, held)]
-    return TrainingData(rows[0], rows[1], dtype), layout, None
+    parts = np.sort(order[num_held:]), np.sort(order[:num_held])
+    train, held = (ArrayRows(events[part], None if contexts is None else contexts[part]) for part in parts)
+    return TrainingData(train, held, dtype, numbers=parts[0], extrema=_extrema(events[parts[0]])), layout, None
 
 
-def prepare(density: Density, data: TrainingData, degenerate: Literal["error", "warn"], names: list[str] | None) -> None:
+def prepare(
+    density: Density, data: TrainingData, degenerate: Literal["error", "warn"], layout: Layout | None = None
+) -> None:
     """Check a sample of the training rows, and fit the data-unit bijections on it.
 
     Args:
         density: Its preprocessing is fitted.
         data: Rows.
         degenerate: What constant or duplicate elements of the event lead to.
-        names: Names of the event's elements, where they have any.
+        layout: Names the event's elements, where they have names.
 
     Raises:
-        DataError: An element of the event is constant or is another's copy.
+        DataError: An element of the event is constant or is another's copy, or a value is not finite.
     """
     context_shape = None if density.context_shape is None else tuple(density.context_shape)
-    events, context = _sample(data.train, context_shape, data.dtype)
-    problem = _degenerate(events.reshape(len(events), -1), density.event_shape, names)
-    if problem is not None:
-        if degenerate == "error":
-            raise DataError(f"{problem}: leave it out, or go on all the same with degenerate=warn")
-        warnings.warn(f"{problem}; log p says little along it", stacklevel=3)
+    events, context, numbers = _sample(data.train, context_shape, data.dtype)
+    for what, values in (("", events), (" context", context)):
+        if values is None:
+            continue
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(-1))
+        if len(bad):
+            rows = numbers[bad] if data.numbers is None else data.numbers[numbers[bad]]
+            raise DataError(f"{data.name} {named_rows(rows.tolist())}:{what} not finite; drop or fill them first")
+    require_varied(data, density.event_shape, degenerate, layout)
+    _complain(_duplicate(events.reshape(len(events), -1), density.event_shape, layout), degenerate)
     density.fit_preprocessing(events, context)
+
+
+def require_varied(
+    data: TrainingData, event_shape: torch.Size, degenerate: Literal["error", "warn"], layout: Layout | None = None
+) -> None:
+    """Refuse rows in which an element of the event never varies; no row is read.
+
+    Raises:
+        DataError: Names the variable.
+    """
+    if data.extrema is not None:
+        _complain(_constant(*data.extrema, event_shape, layout), degenerate)
+
+
+def _complain(problem: str | None, degenerate: Literal["error", "warn"]) -> None:
+    if problem is None:
+        return
+    if degenerate == "error":
+        raise DataError(f"{problem}: leave it out, or go on all the same with training.degenerate=warn")
+    warnings.warn(f"{problem}; log p says little along it", stacklevel=4)
 
 
 def _of_store(density: Density, store: Store) -> TrainingData:
     if tuple(density.event_shape) != store.event_shape:
         raise LayoutError(
-            f"{store.path}: its events have shape {list(store.event_shape)}, the density is for {list(density.event_shape)}: "
-            "build it with store.event_shape"
+            f"{store.path}: its events have shape {list(store.event_shape)}, the density is for "
+            f"{list(density.event_shape)}: build it with store.event_shape"
         )
     mine = None if density.context_shape is None else tuple(density.context_shape)
     if mine != store.context_shape:
         raise LayoutError(f"{store.path}: its context has shape {store.context_shape}, the density is for {mine}")
     _require_count(len(store.train), len(store.validation))
-    return TrainingData(store.train, store.validation, store.layout.dtype, f"{store.path}, train rows")
+    found = store.statistics
+    name = f"{store.path}, train rows"
+    extrema = found.minimum, found.maximum
+    return TrainingData(store.train, store.validation, store.layout.dtype, name, extrema=extrema)
 
 
-def _events(data: Any, density: Density, dtype: str) -> tuple[np.ndarray, dict[str, Any] | None]:
+def _events(data: Any, density: Density, dtype: str) -> tuple[np.ndarray, Layout | None]:
     """Events as one array; labelled data bring a layout."""
     if hasattr(data, "detach"):
         data = data.detach().cpu().numpy()
@@ -120,7 +160,7 @@ def _events(data: Any, density: Density, dtype: str) -> tuple[np.ndarray, dict[s
         raise ShapeError(f"events [n, {', '.join(map(str, shape))}] expected; got {list(events.shape)}")
     if len(events) == 0:
         raise DataError("there are no events: 0 rows")
-    return events.astype(dtype, copy=False), None if layout is None else layout.to_json()
+    return events.astype(dtype, copy=False), layout
 
 
 def _contexts(context: Any, density: Density, n: int, dtype: str) -> np.ndarray | None:
@@ -132,7 +172,8 @@ def _contexts(context: Any, density: Density, n: int, dtype: str) -> np.ndarray 
         raise ShapeError(f"this density is conditional: give context [n, {', '.join(map(str, density.context_shape))}]")
     values = np.asarray(context.detach().cpu() if hasattr(context, "detach") else context).astype(dtype, copy=False)
     if values.shape != (n, *density.context_shape):
-        raise ShapeError(f"context of shape {[n, *density.context_shape]} expected, one row an event; got {list(values.shape)}")
+        expected = [n, *density.context_shape]
+        raise ShapeError(f"context of shape {expected} expected, one row an event; got {list(values.shape)}")
     return values
 
 
@@ -147,38 +188,59 @@ def _require_finite(values: np.ndarray, what: str) -> None:
         )
 
 
+def _extrema(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return events.min(0), events.max(0)
+
+
 def _require_count(num_train: int, num_validation: int) -> None:
     if num_train < 2 or num_validation < 1:
         raise DataError(f"{num_train} training and {num_validation} validation events: 2 and 1 are needed at the least")
 
 
-def _sample(rows: Rows, context_shape: tuple[int, ...] | None, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """All rows, or ranges spread over all of them."""
-    size = max(1, math.ceil(min(len(rows), SAMPLE_ROWS) / SAMPLE_RANGES))
+def _sample(
+    rows: Rows, context_shape: tuple[int, ...] | None, dtype: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """All rows, or ranges spread over all of them, within bounds of number and memory; and their numbers."""
+    row_bytes = math.prod(rows.event_shape) * np.dtype(dtype).itemsize
+    most = min(len(rows), SAMPLE_ROWS, max(SAMPLE_RANGES, SAMPLE_BYTES // row_bytes))
+    size = max(1, math.ceil(most / SAMPLE_RANGES))
     every = max(1, len(rows) // (size * SAMPLE_RANGES))
     batches = list(sequential(rows, size, context_shape, dtype, every=every))
     events = np.concatenate([batch.events.numpy() for batch in batches])
     contexts = [batch.context.numpy() for batch in batches if batch.context is not None]
-    return events, np.concatenate(contexts) if contexts else None
+    numbers = np.concatenate([batch.rows for batch in batches])
+    return events, np.concatenate(contexts) if contexts else None, numbers
 
 
-def _degenerate(columns: np.ndarray, event_shape: torch.Size, names: list[str] | None) -> str | None:
-    """Say which element is constant or another's copy; its density would be infinite."""
-
-    def name(column: int) -> str:
-        place = [int(i) for i in np.unravel_index(column, event_shape)]
-        named = f"'{names[column]}'" if names is not None and len(names) == columns.shape[1] else str(place)
-        return f"element {named} of the event"
-
-    low, high = columns.min(0), columns.max(0)
+def _constant(low: np.ndarray, high: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
+    """Say which element never varies; its density would be infinite."""
     constant = np.flatnonzero(low == high)
-    if len(constant):
-        more = f" ({len(constant)} such elements)" if len(constant) > 1 else ""
-        return f"{name(int(constant[0]))} is constant, always {low[constant[0]]:g}{more}, so its density is infinite"
-    if columns.shape[1] <= MANY_COLUMNS:
-        seen: dict[bytes, int] = {}
-        for column, values in enumerate(np.ascontiguousarray(columns.T)):
-            first = seen.setdefault(values.tobytes(), column)
-            if first != column:
-                return f"{name(column)} is a copy of {name(first)}, so their joint density is infinite"
+    if not len(constant):
+        return None
+    more = f" ({len(constant)} such elements)" if len(constant) > 1 else ""
+    value = low.reshape(-1)[constant[0]]
+    name = _element(constant[0], event_shape, layout)
+    return f"{name} is constant, always {value:g}{more}, so its density is infinite"
+
+
+def _duplicate(columns: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
+    """Say which element is another's copy; their joint density would be infinite."""
+    if columns.shape[1] > MANY_COLUMNS:
+        return None
+    seen: dict[bytes, int] = {}
+    for column, values in enumerate(np.ascontiguousarray(columns.T)):
+        first = seen.setdefault(values.tobytes(), column)
+        if first != column and values.min() < values.max():
+            names = [_element(place, event_shape, layout) for place in (column, first)]
+            return f"{names[0]} is a copy of {names[1]}, so their joint density is infinite"
     return None
+
+
+def _element(column: int, event_shape: torch.Size, layout: Layout | None) -> str:
+    """Name an element of the event: ``variable 't2m' at time+3``."""
+    place = [int(i) for i in np.unravel_index(column, event_shape)]
+    if layout is None or layout.event_shape != tuple(event_shape):
+        return f"element {place} of the event"
+    variable = layout.variables[place.pop(0) if layout.has_variable_axis else 0]
+    steps = ", ".join(f"{dim.name}+{step}" for dim, step in zip(layout.event_dims, place, strict=True))
+    return f"variable '{variable}'" + (f" at {steps}" if steps else "")

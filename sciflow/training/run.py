@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from sciflow.density import Density
 from sciflow.errors import RunError
 from sciflow.families import build, load
 from sciflow.training.evaluate import Evaluation
+from sciflow.training.files import write_whole
 from sciflow.training.fit import Fit
 from sciflow.training.loop import Outcome, train
 from sciflow.training.metrics import Metrics, read_metrics
 from sciflow.training.process import Process
 from sciflow.training.rows import prepare, training_data
 
-__all__ = ["Run", "new_density", "train_in_this_process", "write_whole"]
+__all__ = ["Run", "new_density", "train_in_this_process"]
 
 # What makes a run what it is; the cluster it runs on, and what is done with it afterwards, may change.
 IDENTITY = ("name", "data", "model", "training")
@@ -54,12 +55,21 @@ class Run:
         """Open the run of a workflow, or begin it.
 
         Raises:
-            RunError: The folder belongs to another configuration.
+            RunError: The folder belongs to another configuration, is no run, is in use, or cannot be written.
         """
         run = cls(Path(runs).absolute() / workflow.name)
-        if overwrite:
-            shutil.rmtree(run.folder, ignore_errors=True)
         mine = workflow.model_dump(mode="json")
+        try:
+            found = [path.name for path in run.folder.iterdir()] if run.folder.exists() else []
+            if run.workflow_file.name not in found and not all(name.startswith(".") for name in found):
+                raise RunError(f"{run.folder} is there and is no run: it has no workflow.yaml. Choose another name")
+            if overwrite and found:
+                with run.locked(seconds=0):
+                    # Out of the way at once: what is half removed is no run.
+                    old = run.folder.rename(run.folder.with_name(f".{workflow.name}.{os.getpid()}.old"))
+                    shutil.rmtree(old)
+        except OSError as error:
+            raise RunError(f"{run.folder}: cannot be written: {error.strerror or error}") from None
         if run.workflow_file.exists():
             theirs = run.workflow.model_dump(mode="json")
             changed = _changes({k: theirs[k] for k in IDENTITY}, {k: mine[k] for k in IDENTITY})
@@ -98,9 +108,19 @@ class Run:
 
     @property
     def outcome(self) -> dict[str, Any] | None:
-        """How training ended; None while it has not."""
+        """How training ended; None while it has not.
+
+        Raises:
+            RunError: The record of it is damaged.
+        """
         file = self.folder / "outcome.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            outcome: dict[str, Any] = json.loads(file.read_bytes())
+            return {**outcome, "validation": Evaluation(**outcome["validation"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: damaged ({error}): remove it, and run sciflow train again") from None
 
     @property
     def density(self) -> Density:
@@ -116,8 +136,7 @@ class Run:
         outcome = self.outcome
         if outcome is None:
             raise RunError(f"{self.folder}: training has not ended: run sciflow train again")
-        validation = Evaluation(**outcome.pop("validation"))
-        return Fit(self.density, validation=validation, history=read_metrics(self.folder / "metrics.jsonl"), **outcome)
+        return Fit(self.density, history=read_metrics(self.folder / "metrics.jsonl"), **outcome)
 
     def request_stop(self) -> None:
         """Ask all processes to save and leave at their next step."""
@@ -132,21 +151,27 @@ class Run:
         (self.folder / "stop").unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         """Hold the run for the process that writes its files; waits a while for one that is about to end.
 
         Raises:
-            RunError: Another process holds it.
+            RunError: Another process holds it, or the folder cannot be written.
         """
-        with (self.folder / "lock").open("w") as file:
-            deadline = time.monotonic() + LOCK_SECONDS
+        try:
+            file = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+        with file:
+            deadline = time.monotonic() + seconds
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except OSError:
                     if time.monotonic() > deadline:
-                        raise RunError(f"{self.folder}: another process is training this run: wait for it, or end it") from None
+                        raise RunError(
+                            f"{self.folder}: another process is training this run: wait for it, or end it"
+                        ) from None
                     time.sleep(0.1)
             yield
 
@@ -176,8 +201,11 @@ def train_in_this_process(
         metrics = Metrics(run.folder, update=update)
         try:
             outcome = _train(run, workflow, process, metrics, lambda: stop_requested() or run.stop_requested())
-        finally:
-            metrics.close()
+        except BaseException:
+            with suppress(RunError):
+                metrics.close()
+            raise
+        metrics.close()
     return outcome
 
 
@@ -193,14 +221,16 @@ def _train(
     run: Run, workflow: Workflow, process: Process, metrics: Metrics, stop_requested: Callable[[], bool]
 ) -> Outcome:
     store = open_store(workflow.data.store)
+    if store.fingerprint != workflow.data.fingerprint:
+        raise RunError(f"{store.path} has changed since the run began: its events are others")
     density = new_density(workflow, store)
     data, layout, fingerprint = training_data(density, store, None, None, None, workflow.training.seed)
-    prepare(density, data, workflow.training.degenerate, list(store.layout.variables))
-    outcome = train(
-        density, data, workflow.training, process, metrics, run.folder / "checkpoints", stop_requested
-    )
+    prepare(density, data, workflow.training.degenerate, layout)
+    outcome = train(density, data, workflow.training, process, metrics, run.folder / "checkpoints", stop_requested)
     if process.is_first and outcome.ended != "stopped":
-        density.layout = layout
+        assert layout is not None
+        assert outcome.validation is not None
+        density.layout = layout.to_json()
         density.provenance = {
             "run": workflow.name,
             "data": fingerprint,
@@ -208,7 +238,13 @@ def _train(
             "validation": outcome.validation.to_json(),
         }
         density.save(run.folder / "model")
-        write_whole(run.folder / "outcome.json", json.dumps(asdict(outcome), indent=2))
+        try:
+            write_whole(run.folder / "outcome.json", json.dumps(asdict(outcome), indent=2))
+        except OSError as error:
+            raise RunError(
+                f"{run.folder}: the outcome cannot be written: {error.strerror or error}; checkpoints are whole: "
+                "make room or mend it, and run the same command again"
+            ) from None
     return outcome
 
 
@@ -221,10 +257,3 @@ def _changes(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "
         elif a != b:
             found.append(f"{prefix}{key} is {a!r} there, {b!r} here")
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that readers find it whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -14,13 +14,14 @@ import torch
 
 from sciflow.config import Workflow, load_workflow
 from sciflow.data.store import is_url, open_store
-from sciflow.errors import ConfigError
+from sciflow.errors import ConfigError, RunError, StoreError
 from sciflow.progress import progress_bar
 from sciflow.training.budget import Budget
 from sciflow.training.process import Process
+from sciflow.training.rows import require_varied, training_data
 from sciflow.training.run import Run, new_density, train_in_this_process
 
-__all__ = ["check", "train"]
+__all__ = ["check", "train", "under_torchrun"]
 
 
 def train(
@@ -53,59 +54,89 @@ def train(
         RunError: The run's folder belongs to another configuration.
         TrainingError: Training cannot go on.
     """
-    chosen = load_workflow(workflow, overrides)
-    if not is_url(chosen.data.store):
-        # Workers have a working directory of their own.
-        store = str(Path(chosen.data.store).absolute())
-        chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"store": store})})
-    num_rows = check(chosen)
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if torchrun and int(os.environ["RANK"]) > 0:
-        run = Run(Path(runs).absolute() / chosen.name)
-    else:
+    where = str(workflow) if isinstance(workflow, (str, Path)) else ""
+    chosen, num_rows = check(load_workflow(workflow, overrides), where)
+    if not (local or under_torchrun()):
         run = Run.of(chosen, runs, overwrite)
-    if run.outcome is not None:
-        return run
-    if not (local or torchrun):
-        from sciflow.training.distributed import train_on_ray
+        if run.outcome is None:
+            from sciflow.training.distributed import train_on_ray
 
-        train_on_ray(run, chosen, num_rows, address, progress)
+            train_on_ray(run, chosen, num_rows, address, progress)
         return run
-    run.forget_stop()
     budget = Budget.of(chosen.training, num_rows)
-    with _joined(chosen, torchrun) as process, _sigterm() as stopping:
+    with _joined(chosen) as process, _sigterm() as stopping:
+        run = _opened_by_first(chosen, process, runs, overwrite)
+        if process.from_first(run.outcome is not None):
+            return run
+        run.forget_stop()
         with progress_bar("training", budget.max_steps, progress and process.is_first) as update:
             train_in_this_process(run, chosen, process, update, stopping.is_set)
     return run
 
 
-def check(workflow: Workflow) -> int:
-    """Check a workflow against its store: that it is there, and that the model fits it.
+def check(workflow: Workflow, where: str = "") -> tuple[Workflow, int]:
+    """Check a workflow against its store: that it is there, that the model fits it, and that its variables vary.
+
+    Args:
+        workflow: What to check.
+        where: Its file, for messages.
 
     Returns:
-        The number of training rows.
+        The workflow with the absolute path of its store and its fingerprint, and the number of training rows.
 
     Raises:
         ConfigError: The model section is wrong.
-        StoreError: The store is missing, damaged, or of another version.
-        DataError: A variable is constant.
+        StoreError: The store is missing, damaged, of another version, or not the one whose fingerprint is given.
+        DataError: There are too few events, or a variable is constant.
     """
-    store = open_store(workflow.data.store)
-    new_density(workflow, store)
-    return len(store.train)
+    # Workers have a working directory of their own.
+    path = workflow.data.store if is_url(workflow.data.store) else str(Path(workflow.data.store).absolute())
+    store = open_store(path)
+    if workflow.data.fingerprint not in (None, store.fingerprint):
+        raise StoreError(f"{path}: its events are not those of data.fingerprint {workflow.data.fingerprint:.16}")
+    try:
+        density = new_density(workflow, store)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+    rows, layout, fingerprint = training_data(density, store, None, None, None, workflow.training.seed)
+    require_varied(rows, density.event_shape, workflow.training.degenerate, layout)
+    data = workflow.data.model_copy(update={"store": path, "fingerprint": fingerprint})
+    return workflow.model_copy(update={"data": data}), len(rows.train)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _opened_by_first(workflow: Workflow, process: Process, runs: str | Path, overwrite: bool) -> Run:
+    """Open the run in the first process, and let all of them know how that went."""
+    problem: RunError | None = None
+    if process.is_first:
+        try:
+            Run.of(workflow, runs, overwrite)
+        except RunError as error:
+            problem = error
+    problem = process.from_first(problem)
+    if problem is not None:
+        raise problem
+    return Run(Path(runs).absolute() / workflow.name)
 
 
 @contextmanager
-def _joined(workflow: Workflow, torchrun: bool) -> Iterator[Process]:
+def _joined(workflow: Workflow) -> Iterator[Process]:
     use_gpu = workflow.cluster.use_gpu
     if use_gpu and not torch.cuda.is_available():
-        raise ConfigError("cluster.use_gpu: there is no CUDA device on this machine: leave it out, or run where there is one")
-    if not torchrun:
-        yield Process("cuda" if use_gpu else "cpu")
+        raise ConfigError("cluster.use_gpu: no CUDA device on this machine: leave it out, or run where there is one")
+    if not under_torchrun():
+        yield Process("cuda" if use_gpu else "cpu", alone=True)
         return
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if use_gpu else "cpu"
+    if use_gpu:
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if use_gpu else "gloo")
     try:
-        yield Process(f"cuda:{os.environ['LOCAL_RANK']}" if use_gpu else "cpu")
+        yield Process(device)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What sharding costs: ``sciflow.shard`` beside ``xarray.Dataset.to_zarr`` with the same codecs, and the memory it takes.
+"""What sharding costs: ``sciflow.shard`` beside ``xarray`` and its ``to_zarr``, with the same codecs, in the same run.
 
     python tests/benchmarks/shard.py --gigabytes 1
 

@@ -1,4 +1,4 @@
-"""Held-out log p of a table, in its own units: our flow unattended, beside a Gaussian and zuko's NSF trained for as long.
+"""Held-out log p of a table in its own units: our flow unattended, beside a Gaussian and zuko trained as long.
 
     python tests/benchmarks/tables.py rows.csv --variables a,b,c
     python tests/benchmarks/tables.py rows.npz --variables X --where y=0

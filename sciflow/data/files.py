@@ -1,0 +1,94 @@
+"""The files of a store: what they are called, and whether they are those that were written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import zarr
+from zarr.core.buffer import cpu, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from sciflow.data.layout import Layout
+from sciflow.data.split import SPLITS
+from sciflow.errors import StoreError
+
+__all__ = ["hash_files", "require_files", "shard_keys", "write_file"]
+
+# Everything in these groups is small, and read whole.
+SMALL_GROUPS = ("coordinates", "statistics")
+
+
+def shard_keys(layout: Layout, split: str, number: int) -> dict[str, str]:
+    """Where the arrays of a shard lie, by array; events come first.
+
+    Example:
+        >>> shard_keys(Layout(("x",), ("",), (), ()), "train", 3)
+        {'events': 'train/events/c/3/0', 'index': 'train/index/c/3'}
+    """
+    keys = {
+        "events": "/".join([split, "events", "c", str(number), *["0"] * len(layout.event_shape)]),
+        "index": f"{split}/index/c/{number}",
+    }
+    return keys | ({"context": f"{split}/context/c/{number}/0"} if layout.context else {})
+
+
+def write_file(group: zarr.Group, key: str, pieces: Iterable[bytes]) -> None:
+    """Write a file of a store, which appears whole or not at all."""
+    place = group.store_path / key
+    if not isinstance(place.store, LocalStore):
+        # An object store makes an object whole of one request.
+        sync(place.set(cpu.Buffer.from_bytes(b"".join(pieces))))
+        return
+    file = Path(place.store.root, place.path)
+    unfinished = file.with_name(f"{file.name}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with unfinished.open("wb") as stream:
+            stream.writelines(pieces)
+        unfinished.replace(file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def hash_files(group: zarr.Group) -> dict[str, str]:
+    """SHA-256 of the files of a finished store, by key; its shards are left out, their chunks have checksums."""
+    keys = ["zarr.json"]
+    for name in (*SPLITS, *SMALL_GROUPS):
+        found = sorted(sync(_list(group, name)))
+        keys += [key for key in found if name in SMALL_GROUPS or key.endswith("/zarr.json")]
+    return {key: _hash(group, key) or "" for key in keys}
+
+
+def require_files(group: zarr.Group, files: dict[str, str], prefixes: tuple[str, ...], where: str) -> None:
+    """Check that files are what they were when the store was written.
+
+    Args:
+        group: The store.
+        files: Their hashes, by key.
+        prefixes: Keys are checked that begin so.
+        where: What to call the store.
+
+    Raises:
+        StoreError: A file is missing, or another than was written.
+    """
+    for key, expected in files.items():
+        if key.startswith(prefixes):
+            found = _hash(group, key)
+            if found != expected:
+                state = "missing" if found is None else "damaged, or was changed"
+                raise StoreError(f"{where}: {key} is {state}: restore it, or shard the source again")
+
+
+def _hash(group: zarr.Group, key: str) -> str | None:
+    content = sync((group.store_path / key).get(default_buffer_prototype()))
+    return None if content is None else hashlib.sha256(content.to_bytes()).hexdigest()
+
+
+async def _list(group: zarr.Group, name: str) -> list[str]:
+    place = group.store_path / name
+    strip = len(group.store_path.path) + 1 if group.store_path.path else 0
+    return [key[strip:] async for key in place.store.list_prefix(place.path)]

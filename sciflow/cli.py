@@ -41,6 +41,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run what a command does."""
         with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
             threading.excepthook = _excepthook
             try:
@@ -276,7 +277,9 @@ def sample(
     """
     from sciflow.families import load
     from sciflow.scoring.samples import write_samples
+    from sciflow.training.run import require_ended
 
+    require_ended(run)
     density = load(run)
     values: Any = None if context is None else _numbers(context, "context")
     if values is not None and density.context_shape is not None and len(values) == density.context_shape.numel():

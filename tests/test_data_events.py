@@ -221,7 +221,9 @@ class TestBeginningsOfNames:
         source = xr.Dataset({"x": (("lat", "latitude"), np.arange(50.0).reshape(10, 5))})
         assert sf.shard(source, tmp_path / "s.zarr", sample=["lat"], **ALL).event_shape == (5,)
 
-    @pytest.mark.parametrize("named", [{"sample": ["l"]}, {"event": {"l": 2}}, {"event": ["time"], "sample": ["la", "l"]}])
+    @pytest.mark.parametrize(
+        "named", [{"sample": ["l"]}, {"event": {"l": 2}}, {"event": ["time"], "sample": ["la", "l"]}]
+    )
     def test_several_are_an_error_that_lists_them(self, tmp_path, named):
         with pytest.raises(LayoutError, match=r"'l' may be latitude or longitude: say which"):
             sf.shard(make_climate(), tmp_path / "s.zarr", variables=["t2m"], **named, **ALL)
@@ -237,7 +239,12 @@ class TestBeginningsOfNames:
         path = shared_data / "climate" / "era5-2mt-2019-03-uk.nc"
         with xr.open_dataset(path) as source:
             store = sf.shard(
-                source, tmp_path / "s.zarr", variables=["t2m"], event={"time": 24}, sample=["lat", "lon"], progress=False
+                source,
+                tmp_path / "s.zarr",
+                variables=["t2m"],
+                event={"time": 24},
+                sample=["lat", "lon"],
+                progress=False,
             )
             assert store.event_shape == (24,)
             assert [dim.name for dim in store.layout.sample_dims] == ["day", "latitude", "longitude"]
@@ -250,7 +257,10 @@ class TestBeginningsOfNames:
 CF = {"variables": ["t2m"]}
 BAD_LAYOUTS = {
     "no such variable": ({"variables": ["t2"]}, r"no variable 't2'; did you mean t2m\? known: t2m, u10, z"),
-    "no such dimension": ({**CF, "event": {"tome": 4}}, r"no dimension 'tome'; did you mean time\? known: time, latitude"),
+    "no such dimension": (
+        {**CF, "event": {"tome": 4}},
+        r"no dimension 'tome'; did you mean time\? known: time, latitude",
+    ),
     "nothing like it": ({**CF, "sample": ["q"]}, r"no dimension 'q'; known: latitude, longitude, time"),
     "several variables": ({}, r"several variables; choose with --variables among t2m \(time, latitude, longitude\)"),
     "window too long": ({**CF, "event": {"time": 21}}, r"window of 21 along 'time' is longer .* which has 20"),

@@ -24,7 +24,7 @@ from sciflow.errors import CheckpointError, DataError, ModelFileError, RunError,
 from sciflow.training import checkpoint as checkpoints
 from sciflow.training import files, metrics
 from sciflow.training.metrics import Metrics, read_metrics
-from sciflow.training.run import Run
+from sciflow.training.run import DRIVER_LOCK, Run
 
 COMMAND = [sys.executable, "-m", "sciflow.cli"]
 PLAIN = {"name": "nsf", "num_transforms": 1, "hidden_features": [16]}
@@ -238,16 +238,23 @@ class TestAFolderThatIsNoRun:
 class TestTwoAtATime:
     def test_wait_for_each_other_or_give_up(self, workflow, tmp_path, monkeypatch):
         run = stopped_at(monkeypatch, 10, workflow, tmp_path)
-        monkeypatch.setattr(Run.locked.__wrapped__, "__defaults__", (0.2,))
+        monkeypatch.setattr("sciflow.training.run.LOCK_SECONDS", 0.2)
         with run.locked(), pytest.raises(RunError, match="another process is training this run"):
             train(workflow, tmp_path)
         assert train(workflow, tmp_path).outcome is not None
 
-    def test_a_run_in_use_is_not_replaced(self, workflow, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("name", ["lock", DRIVER_LOCK])
+    def test_a_run_in_use_is_not_replaced(self, name, workflow, tmp_path, monkeypatch):
         run = stopped_at(monkeypatch, 10, workflow, tmp_path)
-        with run.locked(), pytest.raises(RunError, match="another process is training this run"):
+        with run.locked(name=name), pytest.raises(RunError, match="another process is training this run"):
             train(workflow, tmp_path, overwrite=True)
         assert run.workflow_file.exists()
+
+    def test_two_drivers_do_not_both_start_ray(self, workflow, tmp_path, monkeypatch):
+        run = stopped_at(monkeypatch, 10, workflow, tmp_path)
+        with run.locked(name=DRIVER_LOCK), pytest.raises(RunError, match="another process is training this run"):
+            sf.train(workflow, runs=tmp_path)
+        assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 class TestDamage:

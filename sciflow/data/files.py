@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import zarr
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
@@ -15,7 +17,7 @@ from sciflow.data.layout import Layout
 from sciflow.data.split import SPLITS
 from sciflow.errors import StoreError
 
-__all__ = ["hash_files", "require_files", "shard_keys", "write_file"]
+__all__ = ["hash_files", "read_bytes", "require_files", "shard_keys", "write_file"]
 
 # Everything in these groups is small, and read whole.
 SMALL_GROUPS = ("coordinates", "statistics")
@@ -52,6 +54,31 @@ def write_file(group: zarr.Group, key: str, pieces: Iterable[bytes]) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_bytes(group: zarr.Group, key: str, start: int, stop: int | None = None) -> bytes:
+    """Read a part of a file of a store; a negative ``start`` counts from its end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has fewer bytes.
+    """
+    place = group.store_path / key
+    size = -start if stop is None else stop - start
+    if isinstance(place.store, LocalStore):
+        with Path(place.store.root, place.path).open("rb", buffering=0) as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, start if start >= 0 else length + start))
+            content = file.read(size)
+    else:
+        part = SuffixByteRequest(size) if stop is None else RangeByteRequest(start, stop)
+        buffer = sync(place.get(default_buffer_prototype(), part))
+        if buffer is None:
+            raise FileNotFoundError(key)
+        content = buffer.to_bytes()
+    if len(content) != size:
+        raise ValueError("it is cut short")
+    return content
 
 
 def hash_files(group: zarr.Group) -> dict[str, str]:

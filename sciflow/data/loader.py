@@ -198,16 +198,17 @@ class _Buffer:
     """Memory for a window, kept from one to the next."""
 
     def __init__(self) -> None:
-        self._events = self._context = np.empty(0, np.float32)
+        self._events: np.ndarray | None = None
+        self._context: np.ndarray | None = None
 
     def of(
         self, n: int, event_shape: tuple[int, ...], context_shape: tuple[int, ...] | None, dtype: str
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        if len(self._events) < n:
+        if self._events is None or len(self._events) < n:
             self._events = np.empty((n, *event_shape), dtype)
             if context_shape is not None:
                 self._context = np.empty((n, *context_shape), dtype)
-        return self._events[:n], None if context_shape is None else self._context[:n]
+        return self._events[:n], None if self._context is None else self._context[:n]
 
 
 def _join(shares: list[_Share], total: int) -> Batch:

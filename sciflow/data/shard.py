@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import zarr
 
 from sciflow.data.layout import Layout
 from sciflow.data.lock import locked
@@ -95,6 +96,7 @@ def shard(
         (800, (3,))
     """
     _require_place(path, overwrite)
+    _require_no_source(path, data)
     source = open_source(
         data, variables=variables, event=event, sample=sample, stride=stride, context=context, dtype=dtype
     )
@@ -280,12 +282,29 @@ def _one_line(path: str | Path) -> Iterator[None]:
 
 
 def _require_place(path: str | Path, overwrite: bool) -> None:
-    if is_url(path) or not Path(path).exists():
+    if not (_is_taken(str(path)) if is_url(path) else Path(path).exists()):
         return
     if not overwrite:
         raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
-    if not (Path(path) / "zarr.json").exists():
+    if not is_url(path) and not (Path(path) / "zarr.json").exists():
         raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
+
+
+def _is_taken(url: str) -> bool:
+    """Whether there is something at a URL that is not a half-written store of ours."""
+    try:
+        group = zarr.open_group(url, mode="r")
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return "sciflow" not in group.attrs or "manifest" in group
+
+
+def _require_no_source(path: str | Path, data: Any) -> None:
+    for source in _paths(data) or ():
+        if Path(source).absolute() == Path(path).absolute():
+            raise StoreError(f"{path}: is one of the sources: choose another name for the store")
 
 
 def _require_events(counts: dict[str, int], rule: SplitRule, found: Missing) -> None:
@@ -302,10 +321,16 @@ def _require_events(counts: dict[str, int], rule: SplitRule, found: Missing) -> 
 
 def _identity(data: Any, source: EventSource) -> dict[str, Any]:
     """What the events come from: files by name, size and time; data in memory by their kind, never the same twice."""
-    paths = [data] if isinstance(data, (str, Path)) else data
-    if isinstance(paths, (list, tuple)) and all(isinstance(path, (str, Path)) for path in paths):
+    paths = _paths(data)
+    if paths is not None:
         return {"files": [_file_identity(path) for path in paths]}
     return {"memory": type(data).__name__, "token": hashlib.sha256(os.urandom(16)).hexdigest()[:16]}
+
+
+def _paths(data: Any) -> list[str | Path] | None:
+    paths = [data] if isinstance(data, (str, Path)) else data
+    is_paths = isinstance(paths, (list, tuple)) and all(isinstance(path, (str, Path)) for path in paths)
+    return list(paths) if is_paths else None
 
 
 def _file_identity(path: str | Path) -> list[Any]:

@@ -171,6 +171,8 @@ def _open_arrays(path: Path) -> xr.Dataset:
             return as_dataset(np.load(path, mmap_mode="r", allow_pickle=False))
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         reason = _first_line(error)
         if "allow_pickle" in reason and not _begins_with(path, b"\x80", b"PK", b"\x93NUMPY"):

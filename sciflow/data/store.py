@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,9 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor
-from zarr.core.buffer.cpu import NDBuffer
-from zarr.core.sync import sync
 
-from sciflow.data.files import require_files, shard_keys
+from sciflow.data.codec import decode_chunk, decode_index, index_bytes
+from sciflow.data.files import read_bytes, require_files, shard_keys
 from sciflow.data.layout import Layout
 from sciflow.data.manifest import Manifest, ShardRecord
 from sciflow.data.split import SPLITS
@@ -27,8 +28,9 @@ __all__ = ["FORMAT", "VERSION", "Split", "Store", "is_url", "open_store", "read_
 
 FORMAT = "sciflow-store"
 VERSION = 1
-# What decodes shards: zarrs is several times as quick, but reads no URLs.
-LOCAL, REMOTE = "zarrs.ZarrsCodecPipeline", "zarr.core.codec_pipeline.BatchedCodecPipeline"
+CURE = "restore it, or shard the source again"
+# Chunks of one read are decoded in threads, where there are enough of them.
+MOST_THREADS, CHUNKS_PER_THREAD = 4, 4
 
 
 def open_store(path: str | Path) -> Store:
@@ -129,12 +131,11 @@ class Split:
         self.shard_rows = int(store.attributes["shard_rows"][name])
         self.chunk_rows = int(store.attributes["chunk_rows"])
         self._num_events = sum(record.rows for record in self.shards)
-        self._arrays: dict[str, zarr.Array] = {}
-        self._root = store._group.store_path
-        self._seen: set[str] = set()
+        self._group = store._group
+        self._indices: dict[tuple[str, int], np.ndarray] = {}
+        self._last_part: tuple[tuple[str, int, int] | None, np.ndarray] = None, np.empty(0)
         if not is_url(self._path):
-            for array in shard_keys(self._layout, name, 0):
-                self._require_shards(array, self.shards)
+            self._require_shards()
 
     def __len__(self) -> int:
         return self._num_events
@@ -196,25 +197,37 @@ class Split:
                 self._read(name, start, max(start, stop), out)
                 return torch.from_numpy(out)
             rows = np.arange(start, stop, step)
-        if isinstance(rows, int):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} of {len(self)} in {self.name}")
-            return self._take(name, slice(rows % len(self), rows % len(self) + 1))[0]
-        index = np.asarray(rows)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        if index.size and not (-len(self) <= index.min() and index.max() < len(self)):
-            raise IndexError(f"rows up to {index.max()} of {len(self)} in {self.name}")
-        index = index % max(1, len(self))
-        # Each chunk is decoded once, whatever the order of the rows.
+        index = self._numbers(rows)
+        if index.ndim == 0:
+            return self._take(name, slice(int(index), int(index) + 1))[0]
         out = self._empty(name, len(index))
-        for chunk in np.unique(index // self.chunk_rows):
-            start = int(chunk) * self.chunk_rows
-            stop = min(start + self.chunk_rows, len(self))
-            block = self._empty(name, stop - start)
-            self._read(name, start, stop, block)
-            mine = index // self.chunk_rows == chunk
-            out[mine] = block[index[mine] - start]
+        # Each chunk is decoded once, whatever the order of the rows.
+        chunks = index // self.chunk_rows
+        order = np.argsort(chunks, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(chunks[order])) + 1) if len(order) else ():
+            start = int(chunks[places[0]]) * self.chunk_rows
+            block = self._empty(name, min(self.chunk_rows, len(self) - start))
+            self._read(name, start, start + len(block), block)
+            out[places] = block[index[places] - start]
         return torch.from_numpy(out)
+
+    def _numbers(self, rows: Any) -> np.ndarray:
+        """Numbers of rows, counted from the first one, for a number, a list or a mask."""
+        index = np.asarray(rows)
+        if index.dtype == bool and index.shape == (len(self),):
+            return np.flatnonzero(index)
+        if index.size == 0 and index.ndim == 1:
+            return index.astype(np.int64)
+        if index.dtype.kind not in "iu" or index.ndim > 1:
+            what = f"an array of {index.dtype} {list(index.shape)}"
+            raise IndexError(
+                f"{what} is no index of the {len(self)} rows of {self.name}: give numbers, a slice or a mask"
+            )
+        index = index.astype(np.int64)
+        outside = index[(index < -len(self)) | (index >= len(self))]
+        if outside.size:
+            raise IndexError(f"row {outside.flat[0]} of {len(self)} in {self.name}")
+        return np.where(index < 0, index + len(self), index)
 
     def _empty(self, name: str, n: int) -> np.ndarray:
         if name == "context" and not self._layout.context:
@@ -222,55 +235,78 @@ class Split:
         shape = self._layout.event_shape if name == "events" else (self._layout.context_size,)
         return np.empty((n, *shape), self._layout.dtype)
 
+    def _require_shards(self) -> None:
+        for record in self.shards:
+            for key in shard_keys(self._layout, self.name, record.number).values():
+                if not Path(self._path, key).is_file():
+                    raise StoreError(f"{self._path}: shard {record.name} is missing ({key}): {CURE}")
+
     def _read(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
         if stop <= start:
             return
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"rows {start}:{stop} of {len(self)} in {self.name}")
-        touched = self.shards[start // self.shard_rows : (stop - 1) // self.shard_rows + 1]
-        # A shard that is gone would be read as fill values, without an error.
-        self._require_shards(name, touched)
+        for record in self.shards[start // self.shard_rows : (stop - 1) // self.shard_rows + 1]:
+            first = record.number * self.shard_rows
+            low, high = max(start, first), min(stop, first + record.rows)
+            self._read_shard(name, record, low - first, high - first, out[low - start : high - start])
+
+    def _read_shard(self, name: str, record: ShardRecord, low: int, high: int, out: np.ndarray) -> None:
+        key = shard_keys(self._layout, self.name, record.number)[name]
         try:
-            self._array(name).get_basic_selection((slice(start, stop),), out=NDBuffer.from_numpy_array(out))
-        except Exception as error:
-            raise StoreError(f"{self._damaged(name, touched)} ({_line(error)})") from None
+            index = self._index(name, record.number, key)
+            size = self.chunk_rows
+            chunks = range(low // size, -(-high // size))
+            fetch = self._fetcher(key, *index[[chunks[0], chunks[-1]]].tolist())
 
-    def _array(self, name: str) -> zarr.Array:
-        if name not in self._arrays:
-            with zarr.config.set({"codec_pipeline.path": REMOTE if is_url(self._path) else LOCAL}):
-                array = zarr.open_array(self._path, path=f"{self.name}/{name}", mode="r")
-            self._arrays[name] = array
-        return self._arrays[name]
+            def decode(number: int) -> None:
+                begin, end = number * size, min((number + 1) * size, record.rows)
+                into = out[max(low, begin) - low : min(high, end) - low]
+                if len(into) == size:
+                    decode_chunk(fetch(*index[number].tolist()), into)
+                else:
+                    rows = self._part((name, record.number, number), fetch, index[number], out)
+                    into[:] = rows[max(low, begin) - begin : min(high, end) - begin]
 
-    def _require_shards(self, name: str, shards: list[ShardRecord]) -> None:
-        for record in shards:
-            key = self._key(name, record)
-            if not self._is_there(key):
-                raise StoreError(
-                    f"{self._path}: shard {record.name} is missing ({key}): restore it, or shard the source again"
-                )
+            threads = min(MOST_THREADS, os.cpu_count() or 1, len(chunks) // CHUNKS_PER_THREAD)
+            if threads > 1:
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(decode, chunks))
+            else:
+                for number in chunks:
+                    decode(number)
+        except FileNotFoundError:
+            raise StoreError(f"{self._path}: shard {record.name} is missing ({key}): {CURE}") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise StoreError(f"{self._path}: shard {record.name} cannot be read ({key}): {reason}") from None
+        except (ValueError, RuntimeError) as error:
+            raise StoreError(f"{self._path}: shard {record.name} is damaged ({key}: {error}): {CURE}") from None
 
-    def _is_there(self, key: str) -> bool:
+    def _index(self, name: str, number: int, key: str) -> np.ndarray:
+        """Where the chunks of a shard lie, kept from one read to the next."""
+        if (name, number) not in self._indices:
+            data = read_bytes(self._group, key, -index_bytes(self.shard_rows // self.chunk_rows))
+            self._indices[name, number] = decode_index(data)
+        elif not is_url(self._path) and not Path(self._path, key).is_file():
+            raise FileNotFoundError(key)
+        return self._indices[name, number]
+
+    def _fetcher(self, key: str, first: list[int], last: list[int]) -> Callable[[int, int], bytes]:
+        """How the bytes of chunks come: one by one from a disk, all with one request from elsewhere."""
         if not is_url(self._path):
-            return Path(self._path, key).is_file()
-        # Asking costs a round trip: once is enough.
-        if key not in self._seen and sync((self._root / key).exists()):
-            self._seen.add(key)
-        return key in self._seen
+            return lambda offset, size: read_bytes(self._group, key, offset, offset + size)
+        data = read_bytes(self._group, key, first[0], sum(last))
+        return lambda offset, size: data[offset - first[0] :][:size]
 
-    def _key(self, name: str, record: ShardRecord) -> str:
-        return shard_keys(self._layout, self.name, record.number)[name]
-
-    def _damaged(self, name: str, touched: list[ShardRecord]) -> str:
-        """Name the shard of a failed read: the first one that cannot be read alone."""
-        for record in touched:
-            start, stop = self.shard_range(record.number)
-            try:
-                self._array(name).get_basic_selection((slice(start, stop),))
-            except Exception:
-                key = self._key(name, record)
-                return f"{self._path}: shard {record.name} is damaged ({key}): restore it, or shard the source again"
-        return f"{self._path}: {self.name} cannot be read"
+    def _part(self, place: tuple[str, int, int], fetch: Callable, span: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """A chunk of which only a part is wanted; the next read often wants the other part."""
+        kept, rows = self._last_part
+        if kept != place:
+            rows = np.empty((self.chunk_rows, *like.shape[1:]), like.dtype)
+            decode_chunk(fetch(*span.tolist()), rows)
+            self._last_part = place, rows
+        return rows
 
 
 class _Rows:

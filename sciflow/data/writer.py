@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from sciflow.data.encode import codecs, encode_shard
+from sciflow.data.codec import codecs, encode_shard
 from sciflow.data.files import hash_files, shard_keys, write_file
 from sciflow.data.layout import Layout
 from sciflow.data.manifest import Manifest, ShardRecord, hash_rows
@@ -83,20 +83,26 @@ class StoreWriter:
             StoreError: The shard was written before, or these are not all of its rows.
         """
         start, stop = self._range(split, number)
+        if number < 0 or start >= stop:
+            raise StoreError(f"{self._path}: no shard {split}/{number}: the split has {self._counts[split]} events")
+        lengths = [
+            len(events),
+            len(index),
+            *([len(() if context is None else context)] if self._layout.context else []),
+        ]
+        if set(lengths) != {stop - start}:
+            raise StoreError(
+                f"{self._path}: shard {split}/{number} has {stop - start} rows, and is written whole: "
+                f"got {' and '.join(map(str, lengths))} (events, grid indices, contexts)"
+            )
         with self._lock:
             if (split, number) in self._taken:
                 raise StoreError(f"{self._path}: shard {split}/{number} has a writer already: a shard has one, once")
-            if not len(events) == len(index) == stop - start or (context is not None and len(context) != len(events)):
-                raise StoreError(
-                    f"{self._path}: shard {split}/{number} has {stop - start} rows, and is written whole: "
-                    f"got {len(events)} events and {len(index)} grid indices"
-                )
             self._taken.add((split, number))
-        self._array(split, "index")[start:stop] = index
-        if context is not None:
-            self._array(split, "context")[start:stop] = context
-        encoded = encode_shard(events, self._chunk_rows, self._shard_rows[split])
-        write_file(self._group, self._keys(split, number)["events"], encoded)
+        keys = self._keys(split, number)
+        for name, rows in (("index", index), ("context", context), ("events", events)):
+            if rows is not None:
+                write_file(self._group, keys[name], encode_shard(rows, self._chunk_rows, self._shard_rows[split]))
 
     def account(self, split: str, number: int, events: np.ndarray, context: np.ndarray | None) -> None:
         """Enter a shard in the manifest and the statistics."""
@@ -130,7 +136,7 @@ class StoreWriter:
     def _take_over(self, split: str, number: int) -> None:
         start, stop = self._range(split, number)
         try:
-            arrays = [np.asarray(self._array(split, name)[start:stop]) for name in self._keys(split, number)]
+            arrays = [np.asarray(self._group[f"{split}/{name}"][start:stop]) for name in self._keys(split, number)]  # type: ignore[index]
         except Exception:
             # Whatever a decoder raises: it is not whole, and is written anew.
             return
@@ -171,7 +177,8 @@ class StoreWriter:
                 f"{split}/index",
                 shape=(n,),
                 dtype="int64",
-                chunks=(shard_rows,),
+                chunks=(self._chunk_rows,),
+                shards=(shard_rows,),
                 compressors=codecs(np.dtype(np.int64)),
                 dimension_names=("event",),
             )
@@ -180,14 +187,11 @@ class StoreWriter:
                     f"{split}/context",
                     shape=(n, layout.context_size),
                     dtype=dtype,
-                    chunks=(shard_rows, layout.context_size),
+                    chunks=(self._chunk_rows, layout.context_size),
+                    shards=(shard_rows, layout.context_size),
+                    fill_value=float("nan"),
                     compressors=codecs(dtype),
                     dimension_names=("event", "context"),
                 )
         # The request last: a store that has it has all its arrays.
         group.attrs["sciflow"] = {"format": FORMAT, "version": VERSION, "token": self._token, **self._request}
-
-    def _array(self, split: str, name: str) -> zarr.Array:
-        # A chunk of nothing but fill values is written all the same: left out, it would look like one that is gone.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            return zarr.open_array(self._path, path=f"{split}/{name}", mode="r+")

@@ -20,6 +20,7 @@ from sciflow.density import Density
 from sciflow.errors import RunError, SciflowError, StoreError
 from sciflow.families import load
 from sciflow.scoring.score import FIELDS, NO_SPLIT, labelled, require_layout, score_rows, split_attributes
+from sciflow.training.run import require_ended
 
 __all__ = ["Scoring"]
 
@@ -52,9 +53,7 @@ class Scoring:
             ModelFileError: The model cannot be read.
             RunError: The model's training has not ended, or the folder of parts cannot be written.
         """
-        folder = Path(self.model)
-        if (folder / "workflow.yaml").exists() and not (folder / "model").exists():
-            raise RunError(f"{folder}: training has not ended, so there is no model: run sciflow train again")
+        require_ended(Path(self.model))
         store, density = open_store(self.store), load(self.model)
         require_layout(density, store.layout, self.store)
         if Path(self.out).exists():

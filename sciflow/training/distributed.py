@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from sciflow.training.budget import Budget
 from sciflow.training.files import write_whole
 from sciflow.training.metrics import read_metrics
 from sciflow.training.process import Process
-from sciflow.training.run import Run, train_in_this_process
+from sciflow.training.run import DRIVER_LOCK, Run, train_in_this_process
 
 __all__ = ["connected", "last_line", "train_on_ray"]
 
@@ -50,6 +51,7 @@ def train_on_ray(
 
     Raises:
         ConfigError: The cluster cannot be reached, or has not the resources asked for.
+        RunError: Another process is training the run.
         TrainingError: A worker failed for good.
         SciflowError: What went wrong in a worker, as it was raised there.
         KeyboardInterrupt: The user interrupted; the workers have saved and left.
@@ -57,6 +59,11 @@ def train_on_ray(
     # Ray Train looks after its workers at this interval: two seconds by default, which is most of a short run.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    with run.locked(seconds=0, name=DRIVER_LOCK):
+        _drive(run, workflow, num_rows, address, progress)
+
+
+def _drive(run: Run, workflow: Workflow, num_rows: int, address: str | None, progress: bool) -> None:
     # Damaged checkpoints are told of here, where the user sees it, and before Ray starts.
     checkpoints.verify(run.folder / "checkpoints")
     failures = run.folder / "failures"
@@ -64,8 +71,13 @@ def train_on_ray(
     # Of a driver that was killed.
     shutil.rmtree(run.folder / "ray", ignore_errors=True)
     budget = Budget.of(workflow.training, num_rows)
-    with progress_bar("training", budget.max_steps, progress) as update, _signals(run) as interrupted:
-        _fit(run, workflow, failures, address, update)
+    cluster = workflow.cluster
+    with (
+        connected(address, num_cpus=cluster.num_workers * cluster.cpus_per_worker),
+        progress_bar("training", budget.max_steps, progress) as update,
+        _signals(run) as interrupted,
+    ):
+        _fit(run, workflow, failures, update)
     if run.outcome is not None:
         return
     if interrupted.is_set():
@@ -74,46 +86,45 @@ def train_on_ray(
         raise TrainingError(f"the workers left without a result; the same command goes on from {run.folder}")
 
 
-def _fit(run: Run, workflow: Workflow, failures: Path, address: str | None, update: Callable[[int, str], None]) -> None:
-    cluster = workflow.cluster
-    with connected(address, num_cpus=cluster.num_workers * cluster.cpus_per_worker):
-        import ray.train
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+def _fit(run: Run, workflow: Workflow, failures: Path, update: Callable[[int, str], None]) -> None:
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-        _require_resources(workflow)
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"folder": str(run.folder), "workflow": workflow.model_dump(mode="json")},
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers,
-                use_gpu=cluster.use_gpu,
-                resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
-            ),
-            # A name of its own for every start: what a run goes on from is ours, not Ray's.
-            run_config=RunConfig(
-                name=f"{workflow.name}-{datetime.now():%Y%m%d-%H%M%S-%f}",
-                storage_path=str(run.folder / "ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-            ),
-            torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
-        )
-        with _following(run, update):
-            try:
-                _in_thread(trainer.fit)
-            except ray.train.TrainingFailedError as error:
-                _raise_failure(failures)
-                reason = _first_failure(error)
-                if isinstance(reason, SciflowError):
-                    raise reason from None
-                raise TrainingError(
-                    f"training failed after {cluster.max_failures} restarts: {last_line(reason)}; "
-                    f"the same command goes on from {run.folder / 'checkpoints'}"
-                ) from None
-            finally:
-                # Nothing in it is ever read again: checkpoints are ours.
-                shutil.rmtree(run.folder / "ray", ignore_errors=True)
-        _raise_failure(failures)
+    cluster = workflow.cluster
+    _require_resources(workflow)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"folder": str(run.folder), "workflow": workflow.model_dump(mode="json")},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
+        ),
+        # A name of its own for every start: what a run goes on from is ours, not Ray's.
+        run_config=RunConfig(
+            name=f"{workflow.name}-{datetime.now():%Y%m%d-%H%M%S-%f}",
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
+    )
+    with _following(run, update):
+        try:
+            _in_thread(trainer.fit)
+        except ray.train.TrainingFailedError as error:
+            _raise_failure(failures)
+            reason = _first_failure(error)
+            if isinstance(reason, SciflowError):
+                raise reason from None
+            raise TrainingError(
+                f"training failed after {cluster.max_failures} restarts: {last_line(reason)}; "
+                f"the same command goes on from {run.folder / 'checkpoints'}"
+            ) from None
+        finally:
+            # Nothing in it is ever read again: checkpoints are ours.
+            shutil.rmtree(run.folder / "ray", ignore_errors=True)
+    _raise_failure(failures)
 
 
 @contextmanager
@@ -129,22 +140,38 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    place = address or os.environ.get("RAY_ADDRESS")
+    _require_reachable(place)
+    # Ray puts a handler of its own in its place.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        if address is None and "RAY_ADDRESS" not in os.environ:
+        if place is None:
             # No word of a run leaves the machine for the sake of Ray's statistics.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # "local": not one that somebody else has started on this machine.
             num_cpus = max(num_cpus, os.cpu_count() or 1)
             ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
         else:
-            ray.init(address=address or "auto", **options)
+            ray.init(place, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        place = address or os.environ.get("RAY_ADDRESS", "this machine")
-        raise ConfigError(f"no Ray cluster at {place}: {last_line(error)}") from None
+        raise ConfigError(f"no Ray cluster at {place or 'this machine'}: {last_line(error)}") from None
     try:
         yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
+
+
+def _require_reachable(address: str | None) -> None:
+    """Try the address's door: Ray itself would go on knocking for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address}: {error}") from None
 
 
 def _worker(config: dict[str, Any]) -> None:

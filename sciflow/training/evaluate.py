@@ -89,7 +89,10 @@ def evaluate(
     count, impossible, failed, total, squares = process.sum(totals.to(process.device)).cpu().tolist()
     if failed:
         found = sorted(row for mine in process.gather(bad) for row in mine)
-        raise TrainingError(f"log p of validation rows {named_rows(found)} is not finite: look at these rows")
+        raise TrainingError(
+            f"log p of validation rows {named_rows(found)} is not finite: look at these rows, or lower "
+            "training.learning_rate"
+        )
     if count == 0:
         raise TrainingError(
             f"log p of all {int(impossible)} validation rows is -inf: they are outside the support of the density; "

@@ -90,6 +90,7 @@ def fit(
         TrainingError: The loss is not finite; names step and rows.
 
     Example:
+        >>> import torch
         >>> from sciflow.flows import NSF
         >>> rows = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * 3 + 5
         >>> fit(NSF((2,), num_transforms=1, seed=0), rows, max_steps=20).steps

@@ -137,7 +137,10 @@ def _train(
 
     def validate() -> None:
         with average.applied():
-            found = evaluate(density, data.validation, process, data.dtype, most=VALIDATION_ROWS)
+            try:
+                found = evaluate(density, data.validation, process, data.dtype, most=VALIDATION_ROWS)
+            except TrainingError as error:
+                raise TrainingError(f"step {state.step}: {error}") from None
             if state.best is None or found.mean > state.best.mean:
                 state.best, state.best_step, state.stale = found, state.step, 0
                 state.best_weights = {name: tensor.detach().clone() for name, tensor in density.state_dict().items()}

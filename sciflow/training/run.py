@@ -29,11 +29,12 @@ from sciflow.training.metrics import Metrics, read_metrics
 from sciflow.training.process import Process
 from sciflow.training.rows import prepare, training_data
 
-__all__ = ["Run", "new_density", "train_in_this_process"]
+__all__ = ["DRIVER_LOCK", "Run", "new_density", "require_ended", "train_in_this_process"]
 
 # What makes a run what it is; the cluster it runs on, and what is done with it afterwards, may change.
 IDENTITY = ("name", "data", "model", "training")
 LOCK_SECONDS = 30
+DRIVER_LOCK = "driver.lock"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Run:
             if run.workflow_file.name not in found and not all(name.startswith(".") for name in found):
                 raise RunError(f"{run.folder} is there and is no run: it has no workflow.yaml. Choose another name")
             if overwrite and found:
-                with run.locked(seconds=0):
+                with run.locked(seconds=0), run.locked(seconds=0, name=DRIVER_LOCK):
                     # Out of the way at once: what is half removed is no run.
                     old = run.folder.rename(run.folder.with_name(f".{workflow.name}.{os.getpid()}.old"))
                     shutil.rmtree(old)
@@ -151,18 +152,22 @@ class Run:
         (self.folder / "stop").unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    def locked(self, seconds: float | None = None, name: str = "lock") -> Iterator[None]:
         """Hold the run for the process that writes its files; waits a while for one that is about to end.
+
+        Args:
+            seconds: How long to wait; None for as long as Ray takes to end what a killed driver leaves.
+            name: ``"lock"`` for the process that trains, :data:`DRIVER_LOCK` for the one that has Ray start it.
 
         Raises:
             RunError: Another process holds it, or the folder cannot be written.
         """
         try:
-            file = (self.folder / "lock").open("w")
+            file = (self.folder / name).open("w")
         except OSError as error:
             raise RunError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
         with file:
-            deadline = time.monotonic() + seconds
+            deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,6 +212,16 @@ def train_in_this_process(
             raise
         metrics.close()
     return outcome
+
+
+def require_ended(folder: Path) -> None:
+    """Refuse the folder of a run that has no model yet; any other folder passes.
+
+    Raises:
+        RunError: Training has not ended.
+    """
+    if (folder / "workflow.yaml").exists() and not (folder / "model").exists():
+        raise RunError(f"{folder}: training has not ended, so there is no model: run sciflow train again")
 
 
 def new_density(workflow: Workflow, store: Store) -> Density:

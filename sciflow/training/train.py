@@ -71,6 +71,8 @@ def train(
         run.forget_stop()
         with progress_bar("training", budget.max_steps, progress and process.is_first) as update:
             train_in_this_process(run, chosen, process, update, stopping.is_set)
+        # No one leaves before the first process has written the result.
+        process.from_first(None)
     return run
 
 

@@ -1,0 +1,269 @@
+"""Scores of a store on Ray: those of ``sf.score``, every event once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import sciflow as sf
+from sciflow.data.lock import locked
+from sciflow.errors import LayoutError, RunError, StoreError
+from sciflow.scoring.distributed import score_on_ray
+from sciflow.scoring.parts import Scoring
+
+COMMAND = [sys.executable, "-m", "sciflow.cli", "score"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def temperatures(units: str = "K", name: str = "t2m") -> xr.Dataset:
+    values = 280 + np.random.default_rng(0).normal(size=(60, 8, 4)).astype("float32")
+    values[7, 3, 2] = np.nan
+    days = pd.date_range("2001-01-01", periods=60)
+    array = xr.DataArray(
+        values, {"time": days, "lat": np.linspace(50, 57, 8)}, ("time", "lat", "hour"), name, {"units": units}
+    )
+    return array.to_dataset()
+
+
+def sharded(path: Path, dataset: xr.Dataset | None = None) -> sf.Store:
+    dataset = temperatures() if dataset is None else dataset
+    options = {"event": ["hour"], "sample": ["time", "lat"], "missing": "drop", "shard_rows": 64}
+    return sf.shard(dataset, path, variables=list(dataset.data_vars), progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> sf.Store:
+    return sharded(tmp_path_factory.mktemp("scoring") / "t2m.zarr")
+
+
+@pytest.fixture(scope="module")
+def model(store, tmp_path_factory) -> Path:
+    density = sf.flows.NSF(store.event_shape, num_transforms=1, hidden_features=(16,), seed=0)
+    sf.fit(density, store, max_steps=10)
+    return density.save(tmp_path_factory.mktemp("model") / "model")
+
+
+def shard_file(store: sf.Store, number: int) -> Path:
+    return next(Path(store.path, "train", "events", "c", str(number)).rglob("0"))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file with its hash."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def score_here(model: Path, store: sf.Store | str, out: Path, overwrite: bool = False) -> Path:
+    """What ``score_on_ray`` does, without Ray."""
+    job = Scoring(str(model), str(getattr(store, "path", store)), str(out), 4096)
+    waiting = job.begin(overwrite)
+    if waiting is not None:
+        for shard in waiting:
+            job.score_shard(*shard)
+        job.finish()
+    return out
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+class TestScores:
+    def test_are_those_of_one_process_with_the_stores_coordinates(self, model, store, tmp_path):
+        out = score_on_ray(model, store.path, tmp_path / "out.zarr")
+        scores, here = xr.open_zarr(out, consolidated=False).load(), sf.score(sf.load(model), store)
+        assert set(scores.data_vars) == {"log_prob", "error", "nfe", "status", "split"}
+        for name in scores.data_vars:
+            np.testing.assert_allclose(scores[name], here[name], rtol=1e-6, err_msg=name)
+            assert scores[name].dims == ("time", "lat")
+            assert scores[name].attrs == here[name].attrs
+        assert scores.log_prob.attrs["units"] == "nats"
+        xr.testing.assert_equal(scores.coords.to_dataset(), temperatures().coords.to_dataset())
+        assert scores.attrs["store"] == store.fingerprint
+        assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+    def test_stand_where_the_event_is(self, model, store, tmp_path):
+        scores = xr.open_zarr(score_on_ray(model, store.path, tmp_path / "out.zarr"), consolidated=False)
+        event = temperatures().t2m.sel(time="2001-02-11", lat=54.0).values
+        there = float(scores.log_prob.sel(time="2001-02-11", lat=54.0))
+        assert there == pytest.approx(sf.load(model).log_prob(event).item(), rel=1e-5)
+
+    def test_are_missing_where_the_event_was_dropped(self, model, store, tmp_path):
+        scores = xr.open_zarr(score_on_ray(model, store.path, tmp_path / "out.zarr"), consolidated=False).load()
+        gone = scores.isel(time=7, lat=3)
+        assert np.isnan(gone.log_prob)
+        assert int(gone.split) == int(gone.status) == -1
+        assert int(np.isnan(scores.log_prob).sum()) == int((scores.split == -1).sum()) == 1
+        counts = [int((scores.split == code).sum()) for code in range(3)]
+        assert counts == [len(split) for split in store.splits]
+
+    @pytest.mark.parametrize("damage", ["flipped", "missing"])
+    def test_of_a_damaged_store_are_refused_by_the_name_of_the_shard(self, damage, model, tmp_path):
+        store = sharded(tmp_path / "t2m.zarr")
+        file = shard_file(store, 3)
+        if damage == "missing":
+            file.unlink()
+        else:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 3] ^= 1
+            file.write_bytes(content)
+        with pytest.raises(StoreError, match="train/3"):
+            score_on_ray(model, store.path, tmp_path / "out.zarr")
+        assert not (tmp_path / "out.zarr").exists()
+        assert not (tmp_path / "out.zarr.partial").exists()
+
+
+@pytest.mark.ray
+class TestInterrupted:
+    def test_it_goes_on_with_the_same_command_and_ends_with_the_same_bytes(self, model, store, tmp_path):
+        out = tmp_path / "out.zarr"
+        parts = Path(f"{out}.parts")
+        # One event at a time, to be slow enough to be killed.
+        command = [*COMMAND, str(model), store.path, "--out", str(out), "--batch-size", "1", "--quiet"]
+        child = subprocess.Popen(command, env=ENVIRONMENT)
+        deadline = time.monotonic() + 60
+        while len(list(parts.glob("*.safetensors"))) < 5:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        child.kill()
+        child.wait()
+        assert not out.exists()
+        time.sleep(1)  # Ray's workers see that their driver is gone.
+        before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
+        assert 5 <= len(before) < len(store.manifest.shards)
+        seen: dict[str, int] = {}
+        again = subprocess.Popen(command, env=ENVIRONMENT)
+        while again.poll() is None:
+            for path in list(parts.glob("*.safetensors")):
+                try:
+                    seen[path.name] = path.stat().st_mtime_ns
+                except FileNotFoundError:
+                    break
+            time.sleep(0.005)
+        assert again.returncode == 0
+        # Nothing is scored twice.
+        assert {name: seen[name] for name in before} == before
+        unbroken = Scoring(str(model), store.path, str(tmp_path / "unbroken.zarr"), 1)
+        for shard in unbroken.begin(False):
+            unbroken.score_shard(*shard)
+        unbroken.finish()
+        assert contents(out) == contents(tmp_path / "unbroken.zarr")
+        assert not parts.exists()
+
+
+class TestTheOutput:
+    def test_that_is_done_is_left_as_it_is(self, model, store, tmp_path):
+        out = score_here(model, store, tmp_path / "out.zarr")
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        score_on_ray(model, store.path, out)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    def test_of_another_model_is_not_replaced_unasked(self, model, store, tmp_path):
+        out = score_here(model, store, tmp_path / "out.zarr")
+        other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
+        before = contents(out)
+        with pytest.raises(StoreError, match="already there, with other contents"):
+            score_here(other, store, out)
+        assert contents(out) == before
+        score_here(other, store, out, overwrite=True)
+        assert contents(out) != before
+        assert [path.name for path in tmp_path.glob("out*")] == ["out.zarr"]
+
+    def test_that_is_something_else_is_never_replaced(self, model, store, tmp_path):
+        (tmp_path / "thesis").mkdir()
+        (tmp_path / "thesis" / "thesis.tex").write_text("years")
+        with pytest.raises(StoreError, match="not a Zarr store, so it is not replaced"):
+            score_here(model, store, tmp_path / "thesis", overwrite=True)
+        assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years"
+
+    def test_is_not_mixed_of_parts_of_two_models(self, model, store, tmp_path):
+        other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
+        job = Scoring(str(other), store.path, str(tmp_path / "out.zarr"), 4096)
+        for shard in job.begin(False)[:5]:
+            job.score_shard(*shard)
+        score_here(model, store, tmp_path / "out.zarr")
+        assert contents(tmp_path / "out.zarr") == contents(score_here(model, store, tmp_path / "plain.zarr"))
+
+    def test_is_written_by_one_at_a_time(self, model, store, tmp_path):
+        with locked(tmp_path / "out.zarr"), pytest.raises(StoreError, match="another process is writing it"):
+            score_on_ray(model, store.path, tmp_path / "out.zarr")
+        assert not (tmp_path / "out.zarr").exists()
+
+    def test_appears_after_a_crash_at_any_point_of_putting_together(self, model, store, tmp_path, monkeypatch):
+        plain = contents(score_here(model, store, tmp_path / "plain.zarr"))
+        out = score_here(model, store, tmp_path / "out.zarr")
+        # Killed while the old output was being replaced: it has been moved away, the new one is half there.
+        out.rename(f"{out}.old")
+        Path(f"{out}.partial").mkdir()
+        assert contents(score_here(model, store, out)) == plain
+        assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.zarr"]
+
+    def test_of_a_full_disk_is_an_error_that_keeps_what_is_scored(self, model, store, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        out = tmp_path / "out.zarr"
+        with monkeypatch.context() as patch:
+            patch.setattr(xr.Dataset, "to_zarr", full)
+            with pytest.raises(RunError, match="No space left on device; what is scored is kept"):
+                score_here(model, store, out)
+        assert not out.exists()
+        assert len(list(Path(f"{out}.parts").glob("*.safetensors"))) == len(store.manifest.shards)
+        with monkeypatch.context() as patch:
+            patch.setattr(Scoring, "score_shard", full)
+            score_here(model, store, out)
+        assert contents(out) == contents(score_here(model, store, tmp_path / "plain.zarr"))
+
+    def test_a_damaged_part_is_told(self, model, store, tmp_path):
+        job = Scoring(str(model), store.path, str(tmp_path / "out.zarr"), 4096)
+        for shard in job.begin(False):
+            job.score_shard(*shard)
+        next(Path(tmp_path / "out.zarr.parts").glob("*.safetensors")).write_bytes(b"short")
+        with pytest.raises(RunError, match="a part is damaged"):
+            job.finish()
+        assert not (tmp_path / "out.zarr").exists()
+
+    def test_cannot_be_a_url(self, model, store):
+        with pytest.raises(StoreError, match="give a path, and copy the result"):
+            score_on_ray(model, store.path, "s3://bucket/out.zarr")
+
+
+class TestWhatDoesNotFit:
+    @pytest.mark.parametrize(
+        ("dataset", "words"),
+        [
+            (temperatures(units="degC"), r"units \['degC'\] here, \['K'\] there"),
+            (temperatures(name="d2m"), r"variables \['d2m'\] here, \['t2m'\] there"),
+            (temperatures().isel(hour=slice(3)), r"event shape \[3\] here, \[4\] there"),
+            (temperatures().rename(hour="level"), r"event dimensions \['level'\] here, \['hour'\] there"),
+        ],
+        ids=["units", "variables", "shape", "dimensions"],
+    )
+    def test_is_refused(self, dataset, words, model, tmp_path):
+        event = ["hour" if "hour" in dataset.dims else "level"]
+        other = sf.shard(
+            dataset, tmp_path / "other.zarr", event=event, sample=["time", "lat"], missing="drop", progress=False
+        )
+        for score in (score_on_ray, lambda m, s, o: sf.score(sf.load(m), other)):
+            with pytest.raises(LayoutError, match=words):
+                score(model, other.path, tmp_path / "out.zarr")
+        assert not list(tmp_path.glob("out*"))
+
+    def test_a_store_that_is_not_there(self, model, tmp_path):
+        with pytest.raises(StoreError, match="no such store"):
+            score_on_ray(model, tmp_path / "none.zarr", tmp_path / "out.zarr")
+
+    def test_a_run_that_has_not_ended(self, store, tmp_path):
+        run = tmp_path / "runs" / "demo"
+        run.mkdir(parents=True)
+        (run / "workflow.yaml").write_text(f"name: demo\ndata: {{store: {store.path}}}\n")
+        with pytest.raises(RunError, match="training has not ended"):
+            score_on_ray(run, store.path, tmp_path / "out.zarr")

@@ -88,7 +88,7 @@ def main() -> None:
     page = report(run, table, seconds, held_out, anomalous, test, list(benign.columns))
     console.print(f"\nreport: {page}")
     console.print(
-        "\nTo try next:\n"
+        "\nTo try next, after source .venv/bin/activate:\n"
         f"  sciflow inspect {FOLDER}\n"
         f"  sciflow sample {FOLDER} --n 1000 --out samples.zarr\n"
         "  sciflow shard YOUR.csv yours.zarr\n"

@@ -30,7 +30,8 @@ class Budget:
 
         The batch grows with the square root of the data, a power of two from 64 to 4,096. There are 60 epochs, though
         at least 1,000 steps, for small sets, and no more than 5,000, unless ten epochs take longer: early stopping
-        looks after what overfits before.
+        looks after what overfits before. There are 50 validations, ten steps apart at least, so that patience does not
+        run out in the first few steps of a short run.
 
         Example:
             >>> Budget.of(Training(), 10_000)
@@ -44,4 +45,5 @@ class Budget:
             max_steps = min(steps, settings.max_steps or steps)
         else:
             max_steps = settings.max_steps or max(10 * per_epoch, min(5000, max(1000, 60 * per_epoch)))
-        return cls(batch_size, max_steps, settings.validate_every or max(1, max_steps // 50))
+        validate_every = settings.validate_every or min(max_steps, max(10, max_steps // 50))
+        return cls(batch_size, max_steps, validate_every)

@@ -136,12 +136,12 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
     """
     import ray
 
+    place = address or os.environ.get("RAY_ADDRESS")
+    _require_reachable(place)
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    place = address or os.environ.get("RAY_ADDRESS")
-    _require_reachable(place)
     # Ray puts a handler of its own in its place.
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

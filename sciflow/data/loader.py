@@ -126,20 +126,11 @@ class Loader:
                     batch += 1
 
     def _load(self, epoch: int, window: Window, buffer: int) -> _Loaded:
-        rows, units = self.plan.order(epoch, window)
-        mine = window.units_of(self._rank, self._world_size)
-        sizes = [window.units[unit][1] - window.units[unit][0] for unit in mine]
-        events, context = self._buffers[buffer].of(sum(sizes), self._rows.event_shape, self._context_shape, self._dtype)
-        # Where each of my units lies in the buffer, and so where each of my rows does.
-        shift = np.zeros(len(window.units), np.int64)
-        owned = np.zeros(len(window.units), bool)
-        filled = 0
-        for unit, size in zip(mine, sizes, strict=True):
-            start, stop = window.units[unit]
-            into = slice(filled, filled + size)
-            self._rows.read(start, stop, events[into], None if context is None else context[into])
-            shift[unit], owned[unit] = filled - start, True
-            filled += size
+        with ThreadPoolExecutor(1) as shuffling:
+            # Shuffling takes as long as reading where events are small.
+            order = shuffling.submit(self.plan.order, epoch, window)
+            events, context, shift, owned = self._read(window, buffer)
+            rows, units = order.result()
         places = np.flatnonzero(owned[units])
         return _Loaded(
             torch.from_numpy(events),
@@ -148,6 +139,31 @@ class Loader:
             rows=rows[places],
             index=torch.from_numpy(rows[places] + shift[units[places]]),
         )
+
+    def _read(self, window: Window, buffer: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]:
+        """Read this worker's units; where each of them lies in the buffer, and whether it does."""
+        mine = window.units_of(self._rank, self._world_size)
+        sizes = [window.units[unit][1] - window.units[unit][0] for unit in mine]
+        events, context = self._buffers[buffer].of(sum(sizes), self._rows.event_shape, self._context_shape, self._dtype)
+        shift = np.zeros(len(window.units), np.int64)
+        owned = np.zeros(len(window.units), bool)
+        spans: list[tuple[int, int]] = []
+        filled = 0
+        for unit, size in zip(mine, sizes, strict=True):
+            start, stop = window.units[unit]
+            shift[unit], owned[unit] = filled - start, True
+            filled += size
+            # Units that follow each other are read together.
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], stop)
+            else:
+                spans.append((start, stop))
+        filled = 0
+        for start, stop in spans:
+            into = slice(filled, filled + stop - start)
+            self._rows.read(start, stop, events[into], None if context is None else context[into])
+            filled += stop - start
+        return events, context, shift, owned
 
 
 def sequential(

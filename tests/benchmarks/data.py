@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import resource
 import sys
 import tempfile
@@ -81,19 +80,11 @@ def whole_shards(store: Store, folder: Path) -> Table:
     del copy
     mapped = np.load(folder / "events.npy", mmap_mode="r")
     ranges = [split.shard_range(number) for number in range(len(split.shards))]
-    # As the loader reads: a unit of a shard at a time, into one buffer.
-    units = [
-        (int(a), int(b))
-        for start, stop in ranges
-        for a, b in itertools.pairwise(np.linspace(start, stop, 9).astype(int))
-        if b > a
-    ]
     buffer = np.empty((split.shard_rows, *event_shape), np.float32)
     readers: dict[str, Callable[[], object]] = {
         "memory-map copy": lambda: _each(ranges, lambda a, b: np.array(mapped[a:b])),
         "memory-map copy into kept memory": lambda: _each(ranges, lambda a, b: np.copyto(buffer[: b - a], mapped[a:b])),
-        "sciflow": lambda: _each(units, lambda a, b: split.read(a, b, buffer[: b - a])),
-        "sciflow, a shard at a time": lambda: _each(ranges, lambda a, b: split.read(a, b, buffer[: b - a])),
+        "sciflow": lambda: _each(ranges, lambda a, b: split.read(a, b, buffer[: b - a])),
         "zarr-python": lambda: _read_with(store, ranges, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
         "zarrs": lambda: _read_with(store, ranges, "zarrs.ZarrsCodecPipeline"),
     }

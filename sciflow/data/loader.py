@@ -147,19 +147,20 @@ class Loader:
         events, context = self._buffers[buffer].of(sum(sizes), self._rows.event_shape, self._context_shape, self._dtype)
         shift = np.zeros(len(window.units), np.int64)
         owned = np.zeros(len(window.units), bool)
-        spans: list[tuple[int, int]] = []
+        spans: list[tuple[int, int, int]] = []
         filled = 0
         for unit, size in zip(mine, sizes, strict=True):
             start, stop = window.units[unit]
+            shard = window.shards[unit]
             shift[unit], owned[unit] = filled - start, True
             filled += size
-            # Units that follow each other are read together.
-            if spans and spans[-1][1] == start:
-                spans[-1] = (spans[-1][0], stop)
+            # Units of a shard that follow each other are read together.
+            if spans and spans[-1][1:] == (start, shard):
+                spans[-1] = (spans[-1][0], stop, shard)
             else:
-                spans.append((start, stop))
+                spans.append((start, stop, shard))
         filled = 0
-        for start, stop in spans:
+        for start, stop, _ in spans:
             into = slice(filled, filled + stop - start)
             self._rows.read(start, stop, events[into], None if context is None else context[into])
             filled += stop - start

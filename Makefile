@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-BENCHMARKS := data training
+BENCHMARKS := data shard training
 
 .PHONY: demo test check bench clean
 

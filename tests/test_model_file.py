@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -141,21 +143,13 @@ class TestPickles:
 
 
 class TestWriting:
-    @pytest.fixture
-    def full_disk(self):
-        """A limit on the size of files fails as a full disk does: in the middle of writing."""
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        yield
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    def test_a_full_disk_leaves_no_new_folder(self, flow: NSF, tmp_path: Path, full_disk) -> None:
-        with pytest.raises(ModelFileError, match=r"cannot be saved.*nothing was written"):
+    def test_a_full_disk_leaves_no_new_folder(self, flow: NSF, tmp_path: Path) -> None:
+        with pytest.raises(ModelFileError, match=r"cannot be saved.*nothing was written"), full_disk():
             flow.save(tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_full_disk_leaves_the_old_model(self, flow: NSF, folder: Path, full_disk) -> None:
-        with pytest.raises(ModelFileError, match="cannot be saved"):
+    def test_a_full_disk_leaves_the_old_model(self, flow: NSF, folder: Path) -> None:
+        with pytest.raises(ModelFileError, match="cannot be saved"), full_disk():
             flow.save(folder)
         assert sorted(f.name for f in folder.iterdir()) == ["model.json", "model.safetensors"]
         assert isinstance(load(folder), NSF)
@@ -171,3 +165,17 @@ class TestWriting:
         with pytest.raises(ModelFileError, match="not plain JSON values"):
             flow.save(tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """A limit on the size of files fails as a full disk does: in the middle of writing.
+
+    It holds for the whole process, so for no longer than the block: the test runner writes files, too.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -32,9 +32,9 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster on this machine, shared by the tests that need one and do not kill it."""
+    """A Ray cluster on this machine, shared by the tests of a file that need one and do not kill it."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

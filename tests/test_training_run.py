@@ -138,7 +138,7 @@ class TestStoppedOnRequest:
         run = stopped_at(monkeypatch, 37, workflow, tmp_path)
         train(workflow, tmp_path)
         records = read_metrics(run.folder / "metrics.jsonl")
-        assert [r["step"] for r in records if "loss" in r] == [10, 20, 30, 40, 50, 60]
+        assert [r["step"] for r in records if "loss" in r] == [1, 10, 20, 30, 40, 50, 60]
         assert [r["step"] for r in records if "validation_log_prob" in r] == [10, 20, 30, 40, 50, 60]
 
     def test_after_the_last_checkpoint_only_the_result_is_made(self, workflow, tmp_path):

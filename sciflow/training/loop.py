@@ -30,6 +30,7 @@ from sciflow.training.process import Process
 __all__ = ["Outcome", "TrainingData", "train"]
 
 VALIDATION_ROWS = 1 << 16
+ALL_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _train(
     density.to(process.device)
     model = _parallel(_Loss(density), process, settings)
     parameters = list(density.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = WeightAverage(density, settings.ema_decay)
     state = _restore(density, optimizer, average, folder, process) or _State()
     metrics.resume_from(state.step)
@@ -243,7 +244,11 @@ def _parallel(loss: nn.Module, process: Process, settings: Training) -> nn.Modul
         with warnings.catch_warnings():
             # Of its new name in torch 2.13, which earlier ones do not know.
             warnings.simplefilter("ignore", FutureWarning)
-            model = DistributedDataParallel(model, broadcast_buffers=False)
+            # On a CPU the sums compete with the backward pass for the cores: all at once costs least.
+            bucket_megabytes = None if process.device.type == "cuda" else ALL_AT_ONCE
+            model = DistributedDataParallel(
+                model, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=bucket_megabytes
+            )
     return _Autocast(model, process.device.type) if settings.precision == "bfloat16" else model
 
 

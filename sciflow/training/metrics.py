@@ -21,7 +21,7 @@ class Metrics:
 
     Args:
         folder: Where ``metrics.jsonl`` and ``tensorboard/`` are written; None keeps the records in memory alone.
-        every: Steps between records of the training loss.
+        every: Steps between records of the training loss; the first step has one of its own.
         update: Called at every step with the step and a few words, for a progress bar.
     """
 
@@ -56,7 +56,7 @@ class Metrics:
         self._loss += loss
         self._steps += 1
         self._rows += rows
-        if step % self._every == 0:
+        if step == 1 or step % self._every == 0:
             now = time.monotonic()
             mean = self._loss / self._steps
             self._record(

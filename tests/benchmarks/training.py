@@ -55,7 +55,7 @@ def main() -> None:
         store = sf.shard(rows, Path(folder) / "rows.zarr", shard_rows=50_000, progress=False)
         table = Table("what", "figure", "goal", title=f"{arguments.rows:,} rows x {COLUMNS}, one thread a process")
         for batch_size in BATCH_SIZES:
-            steps = max(12, arguments.rows_a_run // batch_size)
+            steps = max(48, arguments.rows_a_run // batch_size)
             outside = np.median([overhead(store, batch_size, steps) for _ in range(arguments.rounds)])
             table.add_row(
                 f"batch {batch_size:,}: time outside forward, backward and step", f"{100 * outside:.1f} %", "<= 10 %"

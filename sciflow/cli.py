@@ -241,10 +241,15 @@ def train(
 @app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="Run, or folder of a model.", show_default=False)],
-    store: Annotated[str, typer.Argument(help="Store whose events are scored.", show_default=False)],
-    out: Annotated[str, typer.Option(help="Zarr store to be written, labelled with the store's coordinates.")],
+    store: Annotated[
+        str | None, typer.Argument(help="Store whose events are scored; by default the run's own.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Zarr store to be written: a path or a URL; by default scoring.out of the run's workflow."),
+    ] = None,
     address: Address = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Events at a time.")] = 4096,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Events at a time, if not as in the workflow.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a task.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -255,9 +260,10 @@ def score(
     """
     from sciflow.scoring.distributed import score_on_ray
 
-    path = score_on_ray(
+    scores = score_on_ray(
         run, store, out, address=address, batch_size=batch_size, use_gpu=gpu, overwrite=overwrite, progress=not quiet
     )
+    path = _short(scores)
     typer.echo(f"scores: {path}; open with xarray.open_zarr('{path}')")
 
 
@@ -353,9 +359,9 @@ def _say(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def _short(path: Path) -> str:
+def _short(path: str | Path) -> str:
     try:
-        return str(path.relative_to(Path.cwd()))
+        return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 

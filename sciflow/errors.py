@@ -13,6 +13,7 @@ __all__ = [
     "ShapeError",
     "StoreError",
     "TrainingError",
+    "first_line",
     "nearest",
 ]
 
@@ -74,3 +75,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if match:
         return f"did you mean {match[0]}?"
     return "known: " + (", ".join(known) if known else "none")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another package's error says, in one line.
+
+    Example:
+        >>> first_line(ValueError("no such axis: 3\\nsee the manual"))
+        'no such axis: 3'
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from sciflow.density import Density
-from sciflow.errors import ModelFileError, SciflowError, nearest
+from sciflow.errors import ModelFileError, SciflowError, first_line, nearest
 
 __all__ = ["load", "save"]
 
@@ -113,8 +113,8 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         density.to(getattr(torch, description["dtype"]))
         density.load_state_dict(safetensors.torch.load(weights))
     except (SciflowError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFileError(f"{folder}: {_DESCRIPTION} and {_WEIGHTS} do not make a {name}: {reason}") from None
+        problem = f"{folder}: {_DESCRIPTION} and {_WEIGHTS} do not make a {name}"
+        raise ModelFileError(f"{problem}: {first_line(error)}") from None
     density.layout = description["layout"]
     density.provenance = description["provenance"]
     return density.to(device).eval()

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 import sciflow as sf
-from sciflow.data.lock import locked
-from sciflow.errors import LayoutError, RunError, StoreError
+from sciflow.data.lock import writing
+from sciflow.errors import ConfigError, LayoutError, RunError, StoreError
 from sciflow.scoring.distributed import score_on_ray
 from sciflow.scoring.parts import Scoring
 
@@ -62,7 +64,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def score_here(model: Path, store: sf.Store | str, out: Path, overwrite: bool = False) -> Path:
+def score_here(model: Path, store: sf.Store | str, out, overwrite: bool = False):
     """What ``score_on_ray`` does, without Ray."""
     job = Scoring(str(model), str(getattr(store, "path", store)), str(out), 4096)
     waiting = job.begin(overwrite)
@@ -193,7 +195,7 @@ class TestTheOutput:
         assert contents(tmp_path / "out.zarr") == contents(score_here(model, store, tmp_path / "plain.zarr"))
 
     def test_is_written_by_one_at_a_time(self, model, store, tmp_path):
-        with locked(tmp_path / "out.zarr"), pytest.raises(StoreError, match="another process is writing it"):
+        with writing(tmp_path / "out.zarr"), pytest.raises(StoreError, match="another process is writing it"):
             score_on_ray(model, store.path, tmp_path / "out.zarr")
         assert not (tmp_path / "out.zarr").exists()
 
@@ -201,10 +203,10 @@ class TestTheOutput:
         plain = contents(score_here(model, store, tmp_path / "plain.zarr"))
         out = score_here(model, store, tmp_path / "out.zarr")
         # Killed while the old output was being replaced: it has been moved away, the new one is half there.
-        out.rename(f"{out}.old")
+        out.rename(tmp_path / ".out.zarr.replaced")
         Path(f"{out}.partial").mkdir()
         assert contents(score_here(model, store, out)) == plain
-        assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.zarr"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "plain.zarr"]
 
     def test_of_a_full_disk_is_an_error_that_keeps_what_is_scored(self, model, store, tmp_path, monkeypatch):
         def full(*_, **__):
@@ -231,9 +233,79 @@ class TestTheOutput:
             job.finish()
         assert not (tmp_path / "out.zarr").exists()
 
-    def test_cannot_be_a_url(self, model, store):
-        with pytest.raises(StoreError, match="give a path, and copy the result"):
-            score_on_ray(model, store.path, "s3://bucket/out.zarr")
+
+def flat(url: str) -> dict[str, str]:
+    """Every object under a URL of fsspec's memory, with its hash."""
+    files = fsspec.filesystem("memory")
+    root = fsspec.core.url_to_fs(url)[1]
+    return {
+        name.removeprefix(f"{root}/"): hashlib.sha256(files.cat_file(name)).hexdigest() for name in files.find(root)
+    }
+
+
+class TestOnAUrl:
+    @pytest.fixture
+    def out(self):
+        yield "memory://bucket/out.zarr"
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+    def test_the_output_is_that_on_a_file_system(self, out, model, store, tmp_path):
+        assert flat(score_here(model, store, out)) == contents(score_here(model, store, tmp_path / "out.zarr"))
+        assert fsspec.filesystem("memory").ls("/bucket", detail=False) == ["/bucket/out.zarr"]
+
+    def test_one_that_was_not_finished_says_so_and_goes_on(self, out, model, store, monkeypatch):
+        def lost(*_, **__):
+            raise OSError("the connection was lost")
+
+        plain = flat(score_here(model, store, "memory://bucket/plain.zarr"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Scoring, "_weights", lost)
+            with pytest.raises(RunError, match="the connection was lost; what is scored is kept"):
+                score_here(model, store, out)
+        assert "unfinished" in xr.open_zarr(out, consolidated=False).attrs
+        with monkeypatch.context() as patch:
+            patch.setattr(Scoring, "score_shard", lost)
+            assert flat(score_here(model, store, out)) == plain
+
+    def test_another_output_is_not_replaced_unasked(self, out, model, store, tmp_path):
+        other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
+        before = flat(score_here(model, store, out))
+        with pytest.raises(StoreError, match="already there, with other contents"):
+            score_here(other, store, out)
+        assert flat(out) == before
+        assert flat(score_here(other, store, out, overwrite=True)) != before
+
+    @pytest.mark.ray
+    @pytest.mark.usefixtures("ray_cluster")
+    def test_of_a_file_is_a_path(self, model, store, tmp_path):
+        out = score_on_ray(model, store.path, f"file://{tmp_path}/out.zarr")
+        assert out == f"{tmp_path}/out.zarr"
+        assert contents(tmp_path / "out.zarr") == contents(score_here(model, store, tmp_path / "plain.zarr"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+class TestWhatIsLeftOut:
+    @pytest.fixture
+    def run(self, model, store, tmp_path) -> Path:
+        run = tmp_path / "runs" / "demo"
+        shutil.copytree(model, run / "model")
+        (run / "workflow.yaml").write_text(
+            f"name: demo\ndata: {{store: {store.path}}}\nscoring: {{out: {tmp_path}/theirs.zarr, batch_size: 16}}\n"
+        )
+        return run
+
+    def test_comes_from_the_workflow_of_the_run(self, run, model, store, tmp_path):
+        assert score_on_ray(run) == f"{tmp_path}/theirs.zarr"
+        same = score_on_ray(model, store.path, tmp_path / "mine.zarr", batch_size=16)
+        assert contents(tmp_path / "theirs.zarr") == contents(Path(same))
+
+    def test_is_asked_for_where_there_is_none(self, run, model, store):
+        with pytest.raises(ConfigError, match="say which store is to be scored"):
+            score_on_ray(model)
+        (run / "workflow.yaml").write_text(f"name: demo\ndata: {{store: {store.path}}}\n")
+        with pytest.raises(ConfigError, match=r"Give --out, or scoring\.out in the workflow"):
+            score_on_ray(run)
 
 
 class TestWhatDoesNotFit:

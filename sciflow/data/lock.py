@@ -4,37 +4,61 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from sciflow.errors import StoreError
+from sciflow.errors import SciflowError, StoreError
 
-__all__ = ["locked"]
+__all__ = ["locked", "writing"]
+
+POLL_SECONDS = 0.1
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a place for this process while the block runs; a file beside it, ``.NAME.lock``, carries the lock.
+def locked(file: Path, busy: SciflowError, seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock while the block runs.
 
     The system gives the lock back when the process ends, however it ends.
+
+    Args:
+        file: Carries the lock; it comes and goes with it.
+        busy: What to raise where another process holds it.
+        seconds: How long to wait for that process first.
+
+    Raises:
+        SciflowError: ``busy``; or an error of its kind, where the folder cannot be written.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while (descriptor := _open_current(file)) is None:
+            if time.monotonic() >= deadline:
+                raise busy from None
+            time.sleep(POLL_SECONDS)
+    except OSError as error:
+        if error is busy:
+            raise
+        raise type(busy)(f"{file.parent}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        # The folder may have been put aside meanwhile, and another process be at work in a new one.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                file.unlink()
+        os.close(descriptor)
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Hold a place that this process writes to; a file beside it, ``.NAME.lock``, carries the lock.
 
     Raises:
         StoreError: Another process holds it, or the folder cannot be written.
     """
-    file = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_current(file)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from None
-    if descriptor is None:
-        raise StoreError(f"{path}: another process is writing it: wait for it, or end it")
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        os.close(descriptor)
+    busy = StoreError(f"{path}: another process is writing it: wait for it, or end it")
+    return locked(path.with_name(f".{path.name}.lock"), busy)
 
 
 def _open_current(file: Path) -> int | None:

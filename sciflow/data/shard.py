@@ -17,8 +17,9 @@ import numpy as np
 import zarr
 
 from sciflow.data.layout import Layout
-from sciflow.data.lock import locked
+from sciflow.data.lock import writing
 from sciflow.data.missing import Missing, survey
+from sciflow.data.place import put_in_place, require_free
 from sciflow.data.source import Block, EventSource
 from sciflow.data.sources import open_source
 from sciflow.data.split import SPLITS, SplitRule, assign
@@ -256,7 +257,7 @@ def _place(path: str | Path, overwrite: bool) -> Iterator[Path | str]:
             yield path
         return
     path = Path(path)
-    with locked(path), _one_line(path):
+    with writing(path), _one_line(path):
         # Another process may have written it while this one looked at its source.
         _require_place(path, overwrite)
         unfinished = Path(f"{path}.partial")
@@ -265,7 +266,7 @@ def _place(path: str | Path, overwrite: bool) -> Iterator[Path | str]:
         except DataError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        _replace(unfinished, path)
+        put_in_place(unfinished, path)
 
 
 @contextmanager
@@ -282,12 +283,10 @@ def _one_line(path: str | Path) -> Iterator[None]:
 
 
 def _require_place(path: str | Path, overwrite: bool) -> None:
-    if not (_is_taken(str(path)) if is_url(path) else Path(path).exists()):
-        return
-    if not overwrite:
+    if not is_url(path):
+        require_free(Path(path), overwrite)
+    elif _is_taken(str(path)) and not overwrite:
         raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
-    if not is_url(path) and not (Path(path) / "zarr.json").exists():
-        raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
 
 
 def _is_taken(url: str) -> bool:
@@ -339,13 +338,3 @@ def _file_identity(path: str | Path) -> list[Any]:
     files = [Path(path), *Path(path).rglob("*")] if Path(path).is_dir() else [Path(path)]
     stats = [file.stat() for file in files]
     return [str(path), sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)]
-
-
-def _replace(unfinished: Path, path: Path) -> None:
-    """Put the finished store in its place; what stood there is removed only once it is."""
-    old = path.with_name(f".{path.name}.replaced")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    unfinished.rename(path)
-    shutil.rmtree(old, ignore_errors=True)

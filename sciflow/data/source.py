@@ -12,7 +12,7 @@ import numpy as np
 
 from sciflow.data.cast import to_floats
 from sciflow.data.layout import EventDim, Layout, full_name, resolve, unknown
-from sciflow.errors import DataError, LayoutError
+from sciflow.errors import DataError, LayoutError, first_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -248,9 +248,8 @@ class GridSource(EventSource):
             return np.asarray(self.dataset[variable].isel(box).values)
         except Exception as error:
             # Whatever the reader of the file raises: what was promised when it was opened is not there.
-            line = (str(error).splitlines() or [type(error).__name__])[0]
             where = f"{self.name}: variable '{variable}'"
-            raise DataError(f"{where} cannot be read, the file may be damaged: {line}") from None
+            raise DataError(f"{where} cannot be read, the file may be damaged: {first_line(error)}") from None
 
     def _require_dims(
         self, variable: str, dims: Mapping[str, int], event_dims: Sequence[EventDim], all_event_dims: bool

@@ -11,7 +11,7 @@ import numpy as np
 
 from sciflow.data.source import EventSource, GridSource
 from sciflow.data.table import DELIMITERS, TableSource
-from sciflow.errors import DataError, LayoutError
+from sciflow.errors import DataError, LayoutError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,13 +153,13 @@ def _open_files(paths: Sequence[str | Path]) -> xr.Dataset:
         # A period of waves in seconds is a number, not a time.
         return xr.open_dataset(str(paths[0]), engine=engine, decode_timedelta=False)
     except ImportError as error:
-        raise DataError(f"{first}: reading it needs another package: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{first}: reading it needs another package: {first_line(error)}") from None
     except PermissionError:
         raise DataError(f"{first}: no permission to read it") from None
     except Exception as error:
         if engine == "cfgrib" and "unrecognized engine" in str(error):
             raise DataError(f"{first}: reading GRIB needs cfgrib: pip install cfgrib") from None
-        reason = "it is of no kind that xarray knows" if "did not find a match" in str(error) else _first_line(error)
+        reason = "it is of no kind that xarray knows" if "did not find a match" in str(error) else first_line(error)
         raise DataError(f"{paths[0]}: not a readable {suffix or 'Zarr'} file: {reason}") from None
 
 
@@ -174,7 +174,7 @@ def _open_arrays(path: Path) -> xr.Dataset:
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if "allow_pickle" in reason and not _begins_with(path, b"\x80", b"PK", b"\x93NUMPY"):
             reason = "it begins as neither npy nor npz does"
         elif "pickle" in reason or "Python objects" in reason:
@@ -197,10 +197,6 @@ def _rows(arrays: Mapping[str, np.ndarray]) -> int:
 def _begins_with(path: Path, *magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(8).startswith(magic)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _require_one_kind(paths: Sequence[str | Path]) -> None:

@@ -19,7 +19,7 @@ from sciflow.data.layout import Layout
 from sciflow.data.manifest import Manifest, ShardRecord
 from sciflow.data.split import SPLITS
 from sciflow.data.statistics import Statistics
-from sciflow.errors import ShapeError, StoreError
+from sciflow.errors import ShapeError, StoreError, first_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -361,5 +361,4 @@ def is_url(path: str | Path) -> bool:
 
 
 def _line(error: Exception) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}"

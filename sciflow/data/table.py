@@ -13,7 +13,7 @@ import numpy as np
 from sciflow.data.cast import to_floats
 from sciflow.data.layout import Layout, SampleDim, unknown
 from sciflow.data.source import Block, EventSource
-from sciflow.errors import DataError, LayoutError
+from sciflow.errors import DataError, LayoutError, first_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -241,6 +241,6 @@ def _readable(path: Path) -> Iterator[None]:
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         what = "text among numbers" if "conversion error" in reason else "not a readable table"
         raise DataError(f"{path}: {what}: {reason}") from None

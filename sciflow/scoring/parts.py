@@ -6,21 +6,30 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
+import zarr
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
+from sciflow.data.place import put_in_place
 from sciflow.data.split import SPLITS
-from sciflow.data.store import Store, open_store
+from sciflow.data.store import Store, is_url, open_store
 from sciflow.density import Density
 from sciflow.errors import RunError, SciflowError, StoreError
-from sciflow.families import load
+from sciflow.families import load as load_density
 from sciflow.scoring.score import FIELDS, NO_SPLIT, labelled, require_layout, score_rows, split_attributes
 from sciflow.training.run import require_ended
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Scoring"]
 
@@ -30,12 +39,13 @@ class Scoring:
     """A model, a store, and where its scores go.
 
     Parts lie beside the output until they are put together: ``OUT.parts/train-00003.safetensors`` is the third training
-    shard. A part that is there is whole; a scoring that was interrupted makes the missing ones.
+    shard. A part that is there is whole; a scoring that was interrupted makes the missing ones. Parts and output may be
+    on any file system that fsspec knows.
 
     Attributes:
         model: Folder of the model or its run.
         store: Path of the store.
-        out: Zarr store to be written.
+        out: Zarr store to be written: a path, or a URL.
         batch_size: Events at a time; part of what the bytes depend on.
     """
 
@@ -54,29 +64,31 @@ class Scoring:
             RunError: The model's training has not ended, or the folder of parts cannot be written.
         """
         require_ended(Path(self.model))
-        store, density = open_store(self.store), load(self.model)
+        store, density = open_store(self.store), load_density(self.model)
         require_layout(density, store.layout, self.store)
-        if Path(self.out).exists():
-            if not (Path(self.out) / "zarr.json").exists():
-                raise StoreError(f"{self.out}: not a Zarr store, so it is not replaced: choose another name")
-            if self._is_done(store):
-                shutil.rmtree(self._folder, ignore_errors=True)
-                if not overwrite:
-                    return None
-            elif not overwrite:
-                raise StoreError(
-                    f"{self.out}: already there, with other contents; choose another name, or replace it by --overwrite"
-                )
-        note = json.dumps({"token": self._token(store)})
-        try:
-            if not self._note.exists() or self._note.read_text() != note:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder.mkdir(parents=True)
-                self._note.write_text(note)
-        except OSError as error:
-            raise RunError(f"{self._folder}: cannot be written: {error.strerror or error}") from None
+        token = self._token(store)
+        with self._reported():
+            if self._files.exists(self._path):
+                if not self._files.exists(f"{self._path}/zarr.json"):
+                    raise StoreError(f"{self.out}: not a Zarr store, so it is not replaced: choose another name")
+                attributes = self._attributes()
+                if attributes.get("scoring") == token:
+                    self._remove(self._folder)
+                    if not overwrite:
+                        return None
+                elif attributes.get("unfinished") != token and not overwrite:
+                    raise StoreError(
+                        f"{self.out}: already there, with other contents; choose another name, or replace it by "
+                        "--overwrite"
+                    )
+            note = json.dumps({"token": token}).encode()
+            if not self._files.exists(self._note) or self._files.cat_file(self._note) != note:
+                self._remove(self._folder)
+                self._files.makedirs(self._folder)
+                self._files.pipe_file(self._note, note)
+            there = {name.rpartition("/")[2] for name in self._files.ls(self._folder, detail=False)}
         shards = [(record.split, record.number) for record in store.manifest.shards]
-        return [shard for shard in shards if not self._part(*shard).exists()]
+        return [shard for shard in shards if self._part(*shard).rpartition("/")[2] not in there]
 
     def score_shard(self, split: str, number: int, device: str = "cpu") -> int:
         """Score one shard and write its part; returns its number of events."""
@@ -85,76 +97,103 @@ class Scoring:
         start, stop = rows.shard_range(number)
         context = None if store.context_shape is None else rows.context[start:stop]
         fields, _ = score_rows(density, rows[start:stop], context, None, self.batch_size)
+        content = save({**fields, "index": rows.grid_index(start, stop)})
         part = self._part(split, number)
-        partial = part.with_name(f".{part.name}.{os.getpid()}.partial")
-        try:
-            save_file({**fields, "index": rows.grid_index(start, stop)}, partial)
-            os.replace(partial, part)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(
-                f"{part}: cannot be written: {error.strerror or error}; what is scored is kept: "
-                "make room or mend it, and run the same command again"
-            ) from None
+        partial = f"{self._folder}/.{split}-{number:05d}.{os.getpid()}.partial"
+        with self._reported():
+            try:
+                self._files.pipe_file(partial, content)
+                self._files.mv(partial, part)
+            except OSError:
+                with suppress(OSError):
+                    self._remove(partial)
+                raise
         return int(stop - start)
 
     def finish(self) -> None:
-        """Put the parts together over the store's own coordinates; the output appears whole, and the parts go.
+        """Put the parts together over the store's own coordinates, and remove them.
+
+        On a file system the output appears whole. Elsewhere nothing can be renamed: until it is whole, its attribute
+        ``unfinished`` stands where ``scoring`` will be.
 
         Raises:
             RunError: A part is damaged, or the output cannot be written; what is scored is kept.
         """
-        try:
-            self._put_together()
-        except SafetensorError as error:
-            raise RunError(f"{self._folder}: a part is damaged ({error}): remove the folder, and score again") from None
-        except OSError as error:
-            if isinstance(error, SciflowError):
+        target = self.out if is_url(self.out) else f"{self.out}.partial"
+        with self._reported():
+            self._remove(target)
+            try:
+                self._put_together(target)
+            except SafetensorError as error:
+                raise RunError(
+                    f"{self._folder}: a part is damaged ({error}): remove the folder, and score again"
+                ) from None
+            except OSError:
+                if target != self.out:
+                    shutil.rmtree(target, ignore_errors=True)
                 raise
-            shutil.rmtree(f"{self.out}.partial", ignore_errors=True)
-            raise RunError(
-                f"{self.out}: cannot be written: {error.strerror or error}; what is scored is kept: "
-                "make room or mend it, and run the same command again"
-            ) from None
+            if target != self.out:
+                put_in_place(Path(target), Path(self.out))
+            self._remove(self._folder)
 
-    def _put_together(self) -> None:
+    def _put_together(self, target: str) -> None:
         store = open_store(self.store)
-        density = load(self.model)
+        density = load_density(self.model)
         dims = tuple(dim.name for dim in store.layout.sample_dims)
-        partial = Path(f"{self.out}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         kind = density.likelihood(np.zeros((0, *store.event_shape)), _no_context(store)).kind
-        attrs = {"model": self._weights(), "store": store.fingerprint, "scoring": self._token(store)}
+        token = self._token(store)
+        coordinates: xr.Dataset | None = store.coordinates
         # One variable at a time: memory is bounded by the largest of them.
         for name in (*FIELDS, "split"):
             dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
             grid = np.full(store.layout.num_grid_events, empty, dtype)
             for record in store.manifest.shards:
-                part = load_file(self._part(record.split, record.number))
+                part = load(self._files.cat_file(self._part(record.split, record.number)))
                 grid[part["index"]] = part[name] if name in FIELDS else SPLITS.index(record.split)
             array = {name: grid.reshape(store.layout.grid_shape)}
-            dataset = labelled(array, dims, store.coordinates if not partial.exists() else None, kind, **attrs)
+            dataset = labelled(array, dims, coordinates, kind, unfinished=token)
             if name == "split":
                 dataset[name].attrs = split_attributes()
-            dataset.to_zarr(partial, mode="a", zarr_format=3, consolidated=False)
-        old = Path(f"{self.out}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if Path(self.out).exists():
-            Path(self.out).rename(old)
-        partial.rename(self.out)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self._folder)
+            dataset.to_zarr(target, mode="a", zarr_format=3, consolidated=False)
+            coordinates = None
+        group = zarr.open_group(target, mode="r+")
+        group.attrs.put({"likelihood": kind, "model": self._weights(), "store": store.fingerprint, "scoring": token})
 
     @property
-    def _folder(self) -> Path:
-        return Path(f"{self.out}.parts")
+    def _files(self) -> fsspec.AbstractFileSystem:
+        return fsspec.core.url_to_fs(self.out)[0]
 
     @property
-    def _note(self) -> Path:
-        return self._folder / "scoring.json"
+    def _path(self) -> str:
+        """The output, as its file system calls it."""
+        return str(fsspec.core.url_to_fs(self.out)[1])
 
-    def _part(self, split: str, number: int) -> Path:
-        return self._folder / f"{split}-{number:05d}.safetensors"
+    @property
+    def _folder(self) -> str:
+        return f"{self._path}.parts"
+
+    @property
+    def _note(self) -> str:
+        return f"{self._folder}/scoring.json"
+
+    def _part(self, split: str, number: int) -> str:
+        return f"{self._folder}/{split}-{number:05d}.safetensors"
+
+    def _remove(self, path: str) -> None:
+        if self._files.exists(path):
+            self._files.rm(path, recursive=True)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except SciflowError:
+            raise
+        except OSError as error:
+            raise RunError(
+                f"{self.out}: cannot be written: {error.strerror or error}; what is scored is kept: "
+                "make room or mend it, and run the same command again"
+            ) from None
 
     def _token(self, store: Store) -> str:
         """What the parts depend on; parts of another model or store are not mixed in."""
@@ -169,12 +208,12 @@ class Scoring:
         folder = Path(self.model)
         return next(f for f in (folder / "model.json", folder / "model" / "model.json") if f.exists())
 
-    def _is_done(self, store: Store) -> bool:
+    def _attributes(self) -> dict[str, Any]:
+        """Of the output that is there already; none where it is damaged."""
         try:
-            attributes = json.loads((Path(self.out) / "zarr.json").read_text())["attributes"]
-        except (OSError, ValueError, KeyError):
-            return False
-        return bool(attributes.get("scoring") == self._token(store))
+            return dict(json.loads(self._files.cat_file(f"{self._path}/zarr.json"))["attributes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
 
 def _no_context(store: Store) -> np.ndarray | None:
@@ -184,4 +223,4 @@ def _no_context(store: Store) -> np.ndarray | None:
 @lru_cache(maxsize=1)
 def _opened(store: str, model: str, device: str) -> tuple[Store, Density]:
     """A worker's store and density, kept from one shard to the next."""
-    return open_store(store), load(model, device)
+    return open_store(store), load_density(model, device)

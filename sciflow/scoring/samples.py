@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from sciflow.data.layout import Layout
+from sciflow.data.place import put_in_place, require_free
+from sciflow.data.store import is_url
 from sciflow.density import Density
 from sciflow.errors import ConfigError, StoreError
 from sciflow.progress import progress_bar
@@ -50,11 +52,9 @@ def write_samples(
     if n < 1:
         raise ConfigError(f"n {n}: draw 1 event or more")
     path = Path(out)
-    if path.exists():
-        if not overwrite:
-            raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
-        if not (path / "zarr.json").exists():
-            raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
+    if is_url(out):
+        raise StoreError(f"{out}: samples are written to a file system: give a path, and copy the result")
+    require_free(path, overwrite)
     partial = Path(f"{path}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     density.eval()
@@ -70,9 +70,7 @@ def write_samples(
                 else:
                     block.to_zarr(partial, append_dim="sample", consolidated=False)
                 update(start + rows, "")
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        put_in_place(partial, path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoreError(f"{path}: cannot be written: {error.strerror or error}; nothing is left behind") from None

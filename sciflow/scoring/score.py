@@ -19,7 +19,7 @@ from sciflow.progress import progress_bar
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FIELDS", "NO_SPLIT", "labelled", "require_layout", "score", "score_rows"]
+__all__ = ["BATCH_SIZE", "FIELDS", "NO_SPLIT", "labelled", "require_layout", "score", "score_rows"]
 
 BATCH_SIZE = 4096
 BLOCK_BYTES = 32 << 20

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 import yaml
 
 from sciflow.config import Workflow, validate
+from sciflow.data.lock import locked
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import RunError
@@ -33,7 +32,7 @@ __all__ = ["DRIVER_LOCK", "Run", "new_density", "require_ended", "train_in_this_
 
 # What makes a run what it is; the cluster it runs on, and what is done with it afterwards, may change.
 IDENTITY = ("name", "data", "model", "training")
-LOCK_SECONDS = 30
+LOCK_SECONDS = 30.0
 DRIVER_LOCK = "driver.lock"
 
 
@@ -151,34 +150,18 @@ class Run:
         """Undo :meth:`request_stop`."""
         (self.folder / "stop").unlink(missing_ok=True)
 
-    @contextmanager
-    def locked(self, seconds: float | None = None, name: str = "lock") -> Iterator[None]:
+    def locked(self, seconds: float = LOCK_SECONDS, name: str = "lock") -> AbstractContextManager[None]:
         """Hold the run for the process that writes its files; waits a while for one that is about to end.
 
         Args:
-            seconds: How long to wait; None for as long as Ray takes to end what a killed driver leaves.
+            seconds: How long to wait; by default as long as Ray takes to end what a killed driver leaves.
             name: ``"lock"`` for the process that trains, :data:`DRIVER_LOCK` for the one that has Ray start it.
 
         Raises:
             RunError: Another process holds it, or the folder cannot be written.
         """
-        try:
-            file = (self.folder / name).open("w")
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
-        with file:
-            deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise RunError(
-                            f"{self.folder}: another process is training this run: wait for it, or end it"
-                        ) from None
-                    time.sleep(0.1)
-            yield
+        busy = RunError(f"{self.folder}: another process is training this run: wait for it, or end it")
+        return locked(self.folder / name, busy, seconds)
 
 
 def train_in_this_process(

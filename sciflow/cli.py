@@ -135,7 +135,7 @@ def shard(
     fill_value: Annotated[float | None, typer.Option(help="What to fill with; the variable's mean by default.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     shard_rows: Annotated[
-        int | None, typer.Option(help="Events in a training shard; 64 MiB of them by default.")
+        int | None, typer.Option(help="Events in a training shard; by default 64 MiB of them, or a sixteenth of all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     writers: Annotated[int | None, typer.Option(help="Writing threads; each holds a shard in memory.")] = None,

@@ -17,12 +17,13 @@ POLL_SECONDS = 0.1
 
 
 @contextmanager
-def locked(file: Path, busy: SciflowError, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a lock while the block runs.
+def locked(path: Path, file: Path, busy: SciflowError, seconds: float = 0.0) -> Iterator[None]:
+    """Hold a place for this process while the block runs.
 
     The system gives the lock back when the process ends, however it ends.
 
     Args:
+        path: What is held.
         file: Carries the lock; it comes and goes with it.
         busy: What to raise where another process holds it.
         seconds: How long to wait for that process first.
@@ -40,7 +41,7 @@ def locked(file: Path, busy: SciflowError, seconds: float = 0.0) -> Iterator[Non
     except OSError as error:
         if error is busy:
             raise
-        raise type(busy)(f"{file.parent}: cannot be written: {error.strerror or error}") from None
+        raise type(busy)(f"{path}: cannot be written: {error.strerror or error}") from None
     try:
         yield
     finally:
@@ -58,7 +59,7 @@ def writing(path: Path) -> AbstractContextManager[None]:
         StoreError: Another process holds it, or the folder cannot be written.
     """
     busy = StoreError(f"{path}: another process is writing it: wait for it, or end it")
-    return locked(path.with_name(f".{path.name}.lock"), busy)
+    return locked(path, path.with_name(f".{path.name}.lock"), busy)
 
 
 def _open_current(file: Path) -> int | None:

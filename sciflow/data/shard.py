@@ -32,6 +32,8 @@ __all__ = ["shard"]
 
 CHUNK_BYTES = 1 << 20
 SHARD_BYTES = 64 << 20
+# Of what is larger than so many chunks: a shard is the work of one task.
+FEWEST_SHARDS = 16
 
 
 def shard(
@@ -75,7 +77,7 @@ def shard(
         missing: What becomes of NaN and infinity: ``error``, ``drop`` the event, or ``fill``.
         fill_value: What to fill with, in data units; the variable's mean where it is None.
         dtype: ``float32`` or ``float64``.
-        shard_rows: Events in a training shard; by default 64 MiB of them.
+        shard_rows: Events in a training shard; by default 64 MiB of them, or a sixteenth of all.
         seed: Of the split.
         num_writers: Writing threads; each holds a shard in memory.
         overwrite: Replace a store that is already there.
@@ -142,7 +144,7 @@ def _sizes(layout: Layout, shard_rows: int | None) -> _Sizes:
     """Rows of a chunk and of a shard: chunks hold whole events, shards hold whole chunks."""
     row_bytes = layout.event_bytes + layout.context_size * np.dtype(layout.dtype).itemsize
     chunk = max(1, min(CHUNK_BYTES // row_bytes, layout.num_grid_events, shard_rows or layout.num_grid_events))
-    wanted = shard_rows or SHARD_BYTES // row_bytes
+    wanted = shard_rows or min(SHARD_BYTES // row_bytes, layout.num_grid_events // FEWEST_SHARDS)
     train = max(1, min(wanted, layout.num_grid_events) // chunk) * chunk
     # Validation and test are smaller: with smaller shards they, too, are work for several workers.
     held_out = max(1, train // 4 // chunk) * chunk

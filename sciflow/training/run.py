@@ -161,7 +161,7 @@ class Run:
             RunError: Another process holds it, or the folder cannot be written.
         """
         busy = RunError(f"{self.folder}: another process is training this run: wait for it, or end it")
-        return locked(self.folder / name, busy, seconds)
+        return locked(self.folder, self.folder / name, busy, seconds)
 
 
 def train_in_this_process(

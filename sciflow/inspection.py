@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sciflow.data.store import Store, is_url, open_store
+from sciflow.data.store import Split, Store, is_url, open_store
 from sciflow.errors import StoreError
 from sciflow.training.metrics import read_metrics
 from sciflow.training.run import Run
@@ -46,10 +46,7 @@ def _describe_store(console: Console, store: Store) -> None:
     facts = [
         ("event", f"{list(layout.event_shape)} ({axes}), {layout.dtype}"),
         ("counted over", grid + (f" = {layout.num_grid_events:,}" if len(layout.sample_dims) > 1 else "")),
-        *(
-            ("split", f"{split.name}: {len(split):,} events in {len(split.shards)} shards of {split.shard_rows:,}")
-            for split in store.splits
-        ),
+        *(("split", f"{split.name}: {len(split):,} events in {_shards(split)}") for split in store.splits),
         ("context", ", ".join(layout.context) or "none"),
         ("left out", f"{layout.num_grid_events - len(store):,} events"),
         ("fingerprint", store.fingerprint[:16]),
@@ -98,6 +95,11 @@ def _describe_run(console: Console, run: Run) -> None:
             facts.append(("held out", f"{found[-1]['validation_log_prob']:.3f} nats at step {found[-1]['step']:,}"))
     for name, value in facts:
         console.print(f"  {name:<13}{value}", markup=False, highlight=False)
+
+
+def _shards(split: Split) -> str:
+    count = len(split.shards)
+    return f"{count:,} shards of {split.shard_rows:,}" if count > 1 else f"{count} shard"
 
 
 def _bytes(size: float) -> str:

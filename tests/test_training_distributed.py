@@ -260,7 +260,7 @@ class TestRay:
         ended(child)
         assert digest(folder) == digest(tmp_path / "plain" / "demo")
         steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
-        assert steps == list(range(10, STEPS + 1, 10))
+        assert steps == [1, *range(10, STEPS + 1, 10)]
         assert not (folder / "ray").exists()
 
     def test_after_a_killed_driver_nothing_is_left_and_the_same_command_goes_on(self, workflow, tmp_path):
@@ -278,7 +278,20 @@ class TestRay:
         ended(again)
         assert digest(folder) == digest(plain)
         steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
-        assert steps == list(range(10, STEPS + 1, 10))
+        assert steps == [1, *range(10, STEPS + 1, 10)]
+
+    def test_a_killed_controller_of_rays_is_told_in_one_line_and_the_same_command_goes_on(self, workflow, tmp_path):
+        plain = unbroken(workflow, tmp_path / "plain")
+        folder = tmp_path / "killed" / "demo"
+        child = start(workflow, "--runs", tmp_path / "killed")
+        wait_until(lambda: len(saved(folder)) >= 2, child)
+        (controller,) = [pid for pid in offspring(child.pid) if pid in processes("TrainController")]
+        os.kill(controller, signal.SIGKILL)
+        said = ended(child, code=1)
+        assert len(said.splitlines()) == 1, said
+        assert said.startswith("error: Ray's controller was lost: ")
+        ended(start(workflow, "--runs", tmp_path / "killed"))
+        assert digest(folder) == digest(plain)
 
     def test_signals_save_and_end_ray(self, workflow, tmp_path):
         plain = unbroken(workflow, tmp_path / "plain")

@@ -112,14 +112,16 @@ def _fit(run: Run, workflow: Workflow, failures: Path, update: Callable[[int, st
     with _following(run, update):
         try:
             _in_thread(trainer.fit)
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             _raise_failure(failures)
             reason = _first_failure(error)
             if isinstance(reason, SciflowError):
                 raise reason from None
+            # Ray's own error: the process that looks after the workers is lost, and nobody restarts that.
+            lost = isinstance(error, ray.exceptions.RayError)
+            after = "Ray's controller was lost" if lost else f"training failed after {cluster.max_failures} restarts"
             raise TrainingError(
-                f"training failed after {cluster.max_failures} restarts: {last_line(reason)}; "
-                f"the same command goes on from {run.folder / 'checkpoints'}"
+                f"{after}: {last_line(reason)}; the same command goes on from {run.folder / 'checkpoints'}"
             ) from None
         finally:
             # Nothing in it is ever read again: checkpoints are ours.
@@ -300,5 +302,7 @@ def _first_failure(error: Exception) -> BaseException:
 
 def last_line(error: BaseException) -> str:
     """What an error says, in one line: of a traceback in words, the last."""
+    if type(error).__name__ == "OutOfMemoryError":  # Ray's: a page of advice.
+        return "a node ran out of memory (lower training.batch_size or training.shuffle_megabytes, or give it more)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

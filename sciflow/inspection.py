@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -47,7 +48,9 @@ def _describe_store(console: Console, store: Store) -> None:
         ("event", f"{list(layout.event_shape)} ({axes}), {layout.dtype}"),
         ("counted over", grid + (f" = {layout.num_grid_events:,}" if len(layout.sample_dims) > 1 else "")),
         *(("split", f"{split.name}: {len(split):,} events in {_shards(split)}") for split in store.splits),
+        ("shared out", _rule(store.attributes["split"], bool(layout.overlapping))),
         ("context", ", ".join(layout.context) or "none"),
+        ("missing", _missing(store)),
         ("left out", f"{layout.num_grid_events - len(store):,} events"),
         ("fingerprint", store.fingerprint[:16]),
     ]
@@ -100,6 +103,23 @@ def _describe_run(console: Console, run: Run) -> None:
 def _shards(split: Split) -> str:
     count = len(split.shards)
     return f"{count:,} shards of {split.shard_rows:,}" if count > 1 else f"{count} shard"
+
+
+def _rule(rule: dict[str, Any], overlapping: bool) -> str:
+    if rule["by"] is None:
+        return f"at random, one by one, seed {rule['seed']}"
+    how = f"in blocks of {rule['block']}, at random, seed {rule['seed']}" if rule["block"] else "in order"
+    apart = "; windows that share values with a later split are left out" if overlapping else ""
+    return f"by {rule['by']}, {how}{apart}"
+
+
+def _missing(store: Store) -> str:
+    policy, value = store.attributes["missing"]["policy"], store.attributes["missing"]["fill_value"]
+    if policy == "error":
+        return "none, or it would have been an error"
+    found = ", ".join(f"{count:,} of {variable}" for variable, count in store.missing.items() if count)
+    what = {"drop": "events left out", "fill": f"filled with {'the mean' if value is None else value}"}[policy]
+    return f"{found or 'none found'}: {what}"
 
 
 def _bytes(size: float) -> str:

@@ -83,13 +83,22 @@ LAYOUTS = {
     "windows, first dimension": ({"variables": ["t2m"], "event": {"time": 4}}, (4,), (5, LAT, LON)),
     "windows, last dimension": ({"variables": ["u10"], "event": {"time": 4}}, (4,), (LON, LAT, 5)),
     "windows, the rest left over": ({"variables": ["t2m"], "event": {"time": 7}}, (7,), (2, LAT, LON)),
-    "overlapping": ({"variables": ["t2m"], "event": {"time": 6}, "stride": {"time": 2}}, (6,), (8, LAT, LON)),
+    "overlapping": (
+        {"variables": ["t2m"], "event": {"time": 6}, "stride": {"time": 2}, "split": (1, 0, 0)},
+        (6,),
+        (8, LAT, LON),
+    ),
     "windows with gaps": ({"variables": ["t2m"], "event": {"time": 3}, "stride": {"time": 5}}, (3,), (4, LAT, LON)),
     "windows of fields": ({"variables": ["t2m"], "event": {"time": 5, "lat": None, "lon": None}}, (5, LAT, LON), (4,)),
     "patches": ({"variables": ["t2m"], "event": {"lat": 2, "lon": 4}}, (2, 4), (TIME, 3, 2)),
     "patches, other order": ({"variables": ["t2m"], "event": {"lon": 4, "lat": 2}}, (4, 2), (TIME, 3, 2)),
     "patches, overlapping": (
-        {"variables": ["z"], "event": {"lat": 3, "lon": 4, "level": None}, "stride": {"lat": 1, "lon": 2}},
+        {
+            "variables": ["z"],
+            "event": {"lat": 3, "lon": 4, "level": None},
+            "stride": {"lat": 1, "lon": 2},
+            "split": (1, 0, 0),
+        },
         (3, 4, LEVEL),
         (TIME, 4, 3),
     ),
@@ -116,13 +125,13 @@ LAYOUTS = {
 class TestEveryLayout:
     def test_events_are_slices_of_the_source(self, tmp_path, request_, event_shape, grid_shape):
         source = make_climate()
-        store = sf.shard(source, tmp_path / "store.zarr", **request_, **ALL)
+        store = sf.shard(source, tmp_path / "store.zarr", **{**ALL, **request_})
         assert (store.event_shape, store.layout.grid_shape) == (event_shape, grid_shape)
         require_every_event(source, store)
 
     def test_coordinates_are_those_of_the_source(self, tmp_path, request_, event_shape, grid_shape):
         source = make_climate()
-        store = sf.shard(source, tmp_path / "store.zarr", **request_, **ALL)
+        store = sf.shard(source, tmp_path / "store.zarr", **{**ALL, **request_})
         coordinates = store.coordinates
         windows = {dim.name: dim for dim in store.layout.event_dims if dim.stride is not None}
         for dim in store.layout.sample_dims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -138,6 +139,56 @@ def test_a_source_that_is_large_but_finite_is_not_missing(tmp_path):
 
 
 SHAPES = [(1, 1), (2, 1), (5, 3), (1000, 1), (999, 7), (4097, 2), (10_001, 24), (300, 5, 41), (70, 5000), (3, 100_000)]
+
+
+class TestGaps:
+    """What a dimension leaves out is missing, too, wherever a window lies across it."""
+
+    def hourly(self, *hours: int) -> xr.Dataset:
+        times = np.datetime64("2001-01-01T00", "h") + np.array(hours)
+        values = np.random.default_rng(0).normal(size=(len(hours), 40))
+        return xr.Dataset({"t": (("time", "place"), values)}, {"time": times})
+
+    @pytest.mark.parametrize("missing", ["error", "fill"])
+    def test_are_an_error_that_names_the_place(self, missing, tmp_path):
+        data = self.hourly(*range(20), *range(25, 60))
+        words = r"'time' jumps from 2001-01-01T19\S* to 2001-01-02T01\S*, in steps of 3600 \S*: 40 windows lie across"
+        with pytest.raises(DataError, match=words):
+            sf.shard(data, tmp_path / "s.zarr", event={"time": 8}, missing=missing, progress=False)
+
+    def test_are_left_out_where_missing_values_are(self, tmp_path):
+        data = self.hourly(*range(20), *range(25, 60))
+        store = sf.shard(data, tmp_path / "s.zarr", event={"time": 8}, missing="drop", progress=False)
+        whole = np.concatenate([split.grid_index(0, len(split)) for split in store.splits])
+        assert sorted(set(whole // 40)) == [0, 1, 3, 4, 5]
+        assert len(store) == 5 * 40
+
+    def test_between_windows_do_no_harm(self, tmp_path):
+        data = self.hourly(*range(16), *range(25, 57))
+        assert len(sf.shard(data, tmp_path / "s.zarr", event={"time": 8}, progress=False)) == 6 * 40
+
+    def test_months_and_whole_dimensions_have_none(self, tmp_path):
+        months = pd.date_range("2001-01-01", periods=48, freq="MS")
+        data = xr.Dataset({"t": (("time", "level"), np.random.default_rng(0).normal(size=(48, 4)))})
+        data = data.assign_coords(time=months, level=[1000.0, 850.0, 500.0, 50.0])
+        assert len(sf.shard(data, tmp_path / "a.zarr", event={"time": 1, "level": None}, progress=False)) == 48
+        assert len(sf.shard(data, tmp_path / "b.zarr", event=["level"], sample=["time"], progress=False)) == 48
+
+    @pytest.mark.parametrize(
+        ("hours", "words"),
+        [
+            ([*range(20), *range(10, 60)], r"is not in order, 2001-01-01T19\S* is followed by 2001-01-01T10"),
+            ([*range(20), *range(19, 60)], r"has 2001-01-01T19\S* twice"),
+        ],
+    )
+    def test_neither_disorder_nor_repetition_is_a_window(self, hours, words, tmp_path):
+        for missing in ("error", "drop"):
+            with pytest.raises(DataError, match=words):
+                sf.shard(self.hourly(*hours), tmp_path / "s.zarr", event={"time": 8}, missing=missing, progress=False)
+
+    def test_a_dimension_that_runs_down_is_in_order(self, tmp_path):
+        data = self.hourly(*range(40)).isel(time=slice(None, None, -1))
+        assert len(sf.shard(data, tmp_path / "s.zarr", event={"time": 8}, progress=False)) == 200
 
 
 class TestStatistics:

@@ -83,7 +83,6 @@ class TestAlongADimension:
         assert shares(codes[::7]) == [9, 3, 3]
 
     def test_windows_that_overlap_never_mix_at_random(self):
-        source = xr.Dataset({"x": (("time", "place"), np.random.default_rng(0).normal(size=(200, 3)))})
         layout = Layout(
             ("x",),
             ("",),
@@ -93,15 +92,38 @@ class TestAlongADimension:
         rule = SplitRule().resolved(layout)
         assert rule.by == "time_window"
         codes = assign(rule, layout).reshape(89, 3)
-        assert (np.diff(codes.astype(int), axis=0) >= 0).all()
-        assert source.sizes["time"] >= 88 * 2 + 24
+        assert (np.diff(codes[codes != 255].astype(int)) >= 0).all()
+        # Eleven windows before each cut reach over it.
+        assert shares(codes) == [3 * (71 - 11), 3 * (9 - 9), 3 * 9]
+
+    @pytest.mark.parametrize(
+        ("event", "stride", "block"),
+        [
+            ({"time": 24}, {"time": 12}, None),
+            ({"time": 24}, {"time": 7}, 10),
+            ({"time": 6}, {"time": 1}, 40),
+            ({"lat": 2, "lon": 3}, {"lat": 1, "lon": 1}, None),
+        ],
+    )
+    def test_no_value_is_in_two_splits(self, event, stride, block, tmp_path):
+        numbers = np.arange(600.0 * 30 * 5).reshape(600, 30, 5)
+        data = xr.Dataset({"x": (("time", "lat", "lon"), numbers)})
+        store = sf.shard(
+            data, tmp_path / "s.zarr", event=event, stride=stride, split_block=block,
+            split_by=None if block is None else "time", dtype="float64", progress=False,
+        )  # fmt: skip
+        seen = [set(split[:].numpy().ravel().tolist()) for split in store.splits]
+        assert all(seen)
+        assert seen[0].isdisjoint(seen[1])
+        assert seen[0].isdisjoint(seen[2])
+        assert seen[1].isdisjoint(seen[2])
 
     def test_windows_that_do_not_overlap_are_shared_out_one_by_one(self):
         assert SplitRule().resolved(grid(10, 3)).by is None
 
     def test_too_few_positions_say_so(self, tmp_path):
         data = xr.Dataset({"x": (("time", "place"), np.random.default_rng(0).normal(size=(2, 500)))})
-        with pytest.raises(DataError, match=r"2 events cannot be shared out .*--split 1,0,0"):
+        with pytest.raises(DataError, match=r"2 positions of 'time' cannot be shared out .*--split 1,0,0"):
             sf.shard(data, tmp_path / "s.zarr", sample=["time"], split_by="time", progress=False)
 
     @pytest.mark.parametrize("block", [0, -1])

@@ -404,7 +404,7 @@ class TestInspect:
         store = sf.shard(data, tmp_path / "s.zarr", missing="drop", progress=False, **options)
         result = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr")])
         assert result.exit_code == 0, result.output
-        for line in (*lines, f"train: {len(store.train):,} events in 1 shards", store.fingerprint[:16]):
+        for line in (*lines, f"train: {len(store.train):,} events in 1 shard", store.fingerprint[:16]):
             assert line in result.output
 
     def test_context_is_named(self, template):

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from sciflow.data.axis import find_gap
 from sciflow.data.cast import to_floats
 from sciflow.data.source import Block, EventSource
 from sciflow.errors import DataError
@@ -74,6 +75,12 @@ def survey(
     The policies ``error``, and ``fill`` with a value, need no pass of their own.
     """
     num_variables = len(source.layout.variables)
+    gap = find_gap(source.layout, source.along_windows(), source.name)
+    if gap is not None and policy != "drop":
+        raise DataError(
+            f"{gap.where}: {np.count_nonzero(gap.events):,} windows lie across such gaps. Leave them out "
+            "(--missing drop), reindex the dimension first, so that they are missing values, or drop its coordinate"
+        )
     if policy == "error":
         return Missing(policy)
     if policy == "fill" and fill_value is not None:
@@ -81,7 +88,7 @@ def survey(
             raise DataError(f"fill_value {fill_value}: give a finite number")
         fill = np.full(num_variables, fill_value)
         return Missing(policy, fill=to_floats(fill, source.layout.dtype, f"{source.name}: fill_value"))
-    keep = np.ones(source.layout.num_grid_events, bool)
+    keep = np.ones(source.layout.num_grid_events, bool) if gap is None else ~gap.events
     sums, finite_counts, missing = (np.zeros(num_variables, kind) for kind in (np.float64, np.int64, np.int64))
     with progress_bar("looking for missing values", source.layout.num_grid_events, progress) as update:
         for block in source.blocks(max_bytes):
@@ -89,7 +96,7 @@ def survey(
             rows = finite.reshape(len(finite), -1).all(-1)
             if block.context is not None:
                 rows &= np.isfinite(block.context).all(-1)
-            keep[block.start : block.start + len(rows)] = rows
+            keep[block.start : block.start + len(rows)] &= rows
             missing += _per_variable(source, ~finite)
             finite_counts += _per_variable(source, finite)
             sums += _per_variable(source, np.where(finite, block.events, 0))

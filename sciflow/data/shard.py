@@ -126,7 +126,7 @@ def shard(
     found = survey(source, sizes.block_bytes, missing, fill_value, progress)
     codes = assign(rule, source.layout, found.keep)
     counts = {name: int(np.count_nonzero(codes == place)) for place, name in enumerate(SPLITS)}
-    _require_events(counts, rule, found)
+    _require_events(counts, rule, source.layout, found)
     with _place(path, overwrite) as target:
         writer = StoreWriter(target, source.layout, request, counts, sizes.shard_rows, sizes.chunk_rows)
         _write(source, writer, codes, counts, sizes, found, num_writers, progress)
@@ -308,16 +308,24 @@ def _require_no_source(path: str | Path, data: Any) -> None:
             raise StoreError(f"{path}: is one of the sources: choose another name for the store")
 
 
-def _require_events(counts: dict[str, int], rule: SplitRule, found: Missing) -> None:
-    total = sum(counts.values())
-    if total == 0:
+def _require_events(counts: dict[str, int], rule: SplitRule, layout: Layout, found: Missing) -> None:
+    if found.num_dropped == layout.num_grid_events:
         raise DataError(f"no events left: all {found.num_dropped} had missing values")
     for name, share in zip(SPLITS, rule.fractions, strict=True):
-        if share > 0 and counts[name] == 0:
-            raise DataError(
-                f"{total} event{'s' if total > 1 else ''} cannot be shared out over train, validation and test: "
-                f"none is left for {name}; give more, or other shares (--split 1,0,0)"
-            )
+        if share == 0 or counts[name]:
+            continue
+        what = f"{layout.num_grid_events - found.num_dropped} event"
+        if rule.by is not None:
+            (size,) = (dim.size for dim in layout.sample_dims if dim.name == rule.by)
+            blocks = "" if rule.block is None else f"{-(-size // rule.block)} blocks of {rule.block}, "
+            what = f"{blocks}{size} position{'s' if size > 1 else ''} of '{rule.by}'"
+        elif what != "1 event":
+            what += "s"
+        overlap = ", where windows that share values with another split are left out" if layout.overlapping else ""
+        raise DataError(
+            f"{what} cannot be shared out over train, validation and test{overlap}: "
+            f"none is left for {name}; give more, smaller blocks, or other shares (--split 1,0,0)"
+        )
 
 
 def _identity(data: Any, source: EventSource) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class EventSource(ABC):
     def coordinates(self) -> xr.Dataset:
         """Coordinates of the sample dimensions and of the event's axes, those that the source has."""
 
+    def along_windows(self) -> dict[str, np.ndarray]:
+        """Coordinates along the dimensions of which an event takes a window, those that the source has."""
+        return {}
+
     def place(self, grid_index: int, inside: Sequence[int] = ()) -> str:
         """Where an event is, or one of its values, in the words of the source: ``time=2019-03-02T04, lat=51.25``.
 
@@ -164,6 +168,10 @@ class GridSource(EventSource):
         if dim not in self.dataset.coords:
             return str(position)
         return _spelled(self.dataset[dim].values[position])
+
+    def along_windows(self) -> dict[str, np.ndarray]:
+        names = [dim.name for dim in self.layout.event_dims if dim.stride is not None]
+        return {name: self.dataset[name].values for name in names if name in self.dataset.coords}
 
     def coordinates(self) -> xr.Dataset:
         import xarray as xr

@@ -74,7 +74,8 @@ def assign(rule: SplitRule, layout: Layout, keep: np.ndarray | None = None) -> n
         keep: ``[num_grid_events]``, False where an event is dropped; None keeps all.
 
     Returns:
-        ``[num_grid_events]`` of uint8: 0 training, 1 validation, 2 test, 255 dropped.
+        ``[num_grid_events]`` of uint8: 0 training, 1 validation, 2 test, 255 dropped. Of overlapping windows those are
+        dropped that share values with one of a later split.
 
     Example:
         >>> from sciflow.data.layout import SampleDim
@@ -92,6 +93,9 @@ def assign(rule: SplitRule, layout: Layout, keep: np.ndarray | None = None) -> n
         return assigned
     axis = [dim.name for dim in layout.sample_dims].index(rule.by)
     along = _along(layout.grid_shape[axis], rule)
+    for window in layout.overlapping:
+        if window.name == layout.sample_dims[axis].source and window.stride is not None:
+            along = _apart(along, (window.size - 1) // window.stride)
     shape = [1] * len(layout.grid_shape)
     shape[axis] = -1
     assigned = np.broadcast_to(along.reshape(shape), layout.grid_shape).reshape(-1).copy()
@@ -115,6 +119,19 @@ def _along(n: int, rule: SplitRule) -> np.ndarray:
     num_blocks = -(-n // rule.block)
     blocks = np.random.default_rng([rule.seed, n]).permutation(_in_order(num_blocks, rule.fractions))
     return np.repeat(blocks, rule.block)[:n]
+
+
+def _apart(along: np.ndarray, reach: int) -> np.ndarray:
+    """Drop the training windows within reach of a held-out one, and those for validation within reach of a test one."""
+    kept = along.copy()
+    for code in (0, 1):
+        later = along > code
+        near = np.zeros(len(along), bool)
+        for shift in range(1, min(reach, len(along) - 1) + 1):
+            near[shift:] |= later[:-shift]
+            near[:-shift] |= later[shift:]
+        kept[(along == code) & near] = DROPPED
+    return kept
 
 
 def _in_order(n: int, fractions: Sequence[float]) -> np.ndarray:

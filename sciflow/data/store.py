@@ -111,6 +111,12 @@ class Store:
         arrays = {name: np.asarray(group[name][...]) for name in ("mean", "variance", "minimum", "maximum")}  # type: ignore[index]
         return Statistics(int(str(group.attrs["count"])), **arrays)
 
+    @property
+    def missing(self) -> dict[str, int]:
+        """Missing values that the source had, by variable; they were dropped, or filled."""
+        self._require_files("statistics/")
+        return dict(self._group["statistics"].attrs["missing"])  # type: ignore[arg-type]
+
     def _require_files(self, *prefixes: str) -> None:
         require_files(self._group, self.manifest.files, prefixes, self.path)
 

@@ -182,21 +182,39 @@ def shard(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="STORE|RUN", help="A store or a run.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="STORE|RUN|SCORES", help="A store, a run, a model, scores or samples.", show_default=False
+        ),
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Hold every shard of a store against its hash.")] = False,
 ) -> None:
-    """Say what a store or a run is, in a screenful."""
+    """Say what a store, a run, a model, scores or samples are, in a screenful."""
     from sciflow.inspection import describe
 
     describe(path)
+    if verify:
+        from sciflow.data.store import open_store
+
+        open_store(path).verify()
+        typer.echo("every shard is what was written")
 
 
 @app.command()
-def check(workflow: Workflow, overrides: Overrides = None) -> None:
+def check(
+    workflow: Workflow,
+    overrides: Overrides = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Print all keys, what they mean, and their values.")] = False,
+) -> None:
     """Check a workflow, its store and its model before anything starts; no Ray is needed."""
-    from sciflow.config import load_workflow
+    from sciflow.config import explained, load_workflow
     from sciflow.training.train import check as check_workflow
 
-    chosen, num_rows = check_workflow(load_workflow(workflow, overrides or []), str(workflow))
+    loaded = load_workflow(workflow, overrides or [])
+    if keys:
+        typer.echo(explained(loaded))
+    chosen, num_rows = check_workflow(loaded, str(workflow))
     rows = f"{num_rows:,} training events of {chosen.data.store}"
     typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model['name']} on {rows}")
 
@@ -273,7 +291,7 @@ def sample(
     out: Annotated[str, typer.Option(help="Zarr store to be written.")],
     n: Annotated[int, typer.Option("--n", help="Number of draws.")] = 1000,
     context: Annotated[str | None, typer.Option(help="Context of a conditional density: 0.5,12.0.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same draws.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

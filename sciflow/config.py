@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from sciflow.errors import ConfigError, nearest
 
-__all__ = ["Cluster", "Data", "Scoring", "Section", "Training", "Workflow", "load_workflow", "validate"]
+__all__ = [
+    "Cluster",
+    "Data",
+    "Scoring",
+    "Section",
+    "Training",
+    "Workflow",
+    "explained",
+    "from_yaml",
+    "load_workflow",
+    "must_be",
+    "validate",
+]
 
 
 class Section(BaseModel):
@@ -63,7 +76,7 @@ class Training(Section):
     degenerate: Literal["error", "warn"] = Field(
         default="error", description="What a constant or duplicate variable leads to."
     )
-    seed: int = Field(default=0, ge=0, description="Of weights, order and noise.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Of weights, order and noise.")
 
 
 class Scoring(Section):
@@ -98,6 +111,28 @@ class Workflow(Section):
     cluster: Cluster = Cluster()
 
 
+def explained(workflow: Workflow) -> str:
+    """Return a workflow as a file would hold it, with what every key means.
+
+    Example:
+        >>> print(explained(Workflow(name="demo", data={"store": "rows.zarr"})))  # doctest: +ELLIPSIS
+        name: demo  # Of the run; its folder is runs/NAME.
+        data:
+          store: rows.zarr  # A store that sciflow shard wrote: a folder or a URL.
+        ...
+    """
+    lines = []
+    for name, field in Workflow.model_fields.items():
+        value = getattr(workflow, name)
+        if not isinstance(value, Section):
+            lines.append(f"{name}: {_as_yaml(value)}  # {field.description}")
+            continue
+        lines.append(f"{name}:")
+        for key, inner in type(value).model_fields.items():
+            lines.append(f"  {key}: {_as_yaml(getattr(value, key))}  # {inner.description}")
+    return "\n".join(lines)
+
+
 def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: Sequence[str] = ()) -> Workflow:
     """Read and check a workflow.
 
@@ -119,7 +154,7 @@ def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: 
         return _overridden(dict(source), overrides, "workflow")
     path = Path(source)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = from_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such workflow file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -131,12 +166,33 @@ def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: 
     return _overridden(content, overrides, str(path))
 
 
+def from_yaml(text: str) -> Any:
+    """Read YAML, in which ``1e-3`` is a number and a key is given once.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, or is nested beyond reason.
+
+    Example:
+        >>> from_yaml("training: {learning_rate: 1e-3}")
+        {'training': {'learning_rate': 0.001}}
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or within itself") from None
+    except (ValueError, LookupError) as error:
+        # Of a number or a date that looks like one and is none, such as 2020-13-45.
+        raise yaml.YAMLError(str(error)) from None
+
+
 def validate(section: type[Section], values: Mapping[str, Any], where: str) -> Any:
     """Build a section; the first thing wrong with it becomes one line.
 
     Raises:
         ConfigError: Names file, key, value and what would be valid.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: a mapping of keys to values expected; this is {values!r:.60}")
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
@@ -146,12 +202,14 @@ def validate(section: type[Section], values: Mapping[str, Any], where: str) -> A
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads ``1e-3`` as a number, and refuses a key that is given twice."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} is given twice{str(node.start_mark).replace(chr(34), '')}")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        # Before keys are merged by <<, which may repeat those of the mapping itself.
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise yaml.YAMLError(f"key {twice[0][1]!r} is given twice{str(node.start_mark).replace(chr(34), '')}")
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -167,7 +225,7 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str], where: str) -
         if not equals or not key:
             raise ConfigError(f"{override}: give key=value, such as training.max_steps=500")
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = from_yaml(text)
         except yaml.YAMLError:
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from None
         *parents, last = key.split(".")
@@ -199,12 +257,30 @@ def _first(error: ValidationError, section: type[Section], where: str, given: Se
         return f"{prefix}{key}: unknown key; {nearest(str(place[-1]), _known(section, place[:-1]))}"
     if problem["type"] == "missing":
         return f"{prefix}{key}: missing; it must be given"
-    text = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if problem["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        text = "a mapping of keys to values"
-    elif problem["type"] == "string_pattern_mismatch":
-        text = "letters, digits, '.', '_' and '-', the first a letter or a digit"
-    return f"{prefix}{key}: got {problem['input']!r}, it must be {text}"
+    if problem["type"] == "invalid_key" or place[-1:] == ["[key]"]:
+        return f"{prefix}{key.removesuffix('.[key]')}: a key must be a text; got {problem['input']!r}"
+    return f"{prefix}{key}: got {problem['input']!r}, it must be {must_be(problem)}"
+
+
+def must_be(problem: Mapping[str, Any]) -> str:
+    """What would be valid, as pydantic's record of a problem tells it, in our words where its own are a programmer's.
+
+    Args:
+        problem: One of ``ValidationError.errors()``.
+
+    Example:
+        >>> must_be({"type": "string_too_short", "msg": "String should have at least 1 character"})
+        'a text that is not empty'
+    """
+    known = {
+        "dict_type": "a mapping of keys to values",
+        "model_type": "a mapping of keys to values",
+        "model_attributes_type": "a mapping of keys to values",
+        "is_instance_of": "a list",  # The only classes that settings are checked against are sequences.
+        "string_too_short": "a text that is not empty",
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-', the first a letter or a digit",
+    }
+    return known.get(problem["type"]) or problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _known(section: type[Section], parents: Sequence[Any]) -> list[str]:
@@ -213,3 +289,7 @@ def _known(section: type[Section], parents: Sequence[Any]) -> list[str]:
         if isinstance(below, type) and issubclass(below, Section):
             section = below
     return list(section.model_fields)
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

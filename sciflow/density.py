@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sciflow.errors import ShapeError
+from sciflow.arrays import numbers
+from sciflow.errors import ConfigError, ShapeError
 
 __all__ = ["Density", "Likelihood", "Status", "checked_shape"]
 
@@ -121,17 +124,19 @@ class Density(nn.Module, ABC):
         """Return log p in nats, data units.
 
         Args:
-            x: ``[*batch, *event_shape]``, data units; tensor or array.
+            x: ``[*batch, *event_shape]``, data units; a tensor, an array, or a table with the trained columns.
             context: ``[*context_batch, *context_shape]``, broadcast over the batch; one for all, or one a row.
 
         Returns:
-            ``[*batch]``.
+            ``[*batch]``, with a gradient where ``x`` or ``context`` is a tensor.
 
         Raises:
             ShapeError: Event or context has another shape than the density was made for.
+            DataError: They are no real numbers, or columns are missing.
         """
-        y, c, log_det, batch = self._normalise(x, context)
-        return (self._log_prob(y, c) + log_det).reshape(batch)
+        with self._gradient(x, context):
+            y, c, log_det, batch = self._normalise(x, context)
+            return (self._log_prob(y, c) + log_det).reshape(batch)
 
     def likelihood(self, x: Any, context: Any = None, method: str | None = None, **options: Any) -> Likelihood:
         """Return log p with its kind, error bar, cost and status, one entry a row.
@@ -142,15 +147,18 @@ class Density(nn.Module, ABC):
             method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
             **options: Of the method, such as ``tolerance``.
         """
-        y, c, log_det, batch = self._normalise(x, context)
-        record = self._likelihood(y, c, method, **options)
-        log_prob = record.log_prob + log_det
-        # A row outside the support (log p = -inf) is known for certain; NaN and +inf are failures.
+        with self._gradient(x, context):
+            y, c, log_det, batch = self._normalise(x, context)
+            record = self._likelihood(y, c, method, **options)
+            log_prob = record.log_prob + log_det
+        # A row outside the support is known for certain to have log p = -inf; any other has it by underflow.
+        underflow = torch.isneginf(log_prob) & ~torch.isneginf(log_det)
         failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~_rows_finite(y, len(self.event_shape))
-        status = torch.where(failed & (record.status == Status.OK), Status.NON_FINITE, record.status)
+        found = torch.where(failed, Status.NON_FINITE, torch.where(underflow, Status.UNDERFLOW, Status.OK))
+        status = torch.where(record.status == Status.OK, found, record.status).to(record.status.dtype)
         return Likelihood(
             log_prob=log_prob.reshape(batch),
-            error=record.error.reshape(batch),
+            error=torch.where(failed | underflow, torch.nan, record.error).reshape(batch),
             nfe=record.nfe.reshape(batch),
             status=status.reshape(batch),
             kind=record.kind,
@@ -170,9 +178,7 @@ class Density(nn.Module, ABC):
         Returns:
             ``[n, *context_batch, *event_shape]``, without gradient.
         """
-        shape = (n,) if isinstance(n, int) else tuple(n)
-        if any(size < 0 for size in shape):
-            raise ShapeError(f"cannot draw {n} events: ask for 0 or more")
+        shape = _draws(n)
         c = self._context(context)
         batch: tuple[int, ...] = shape
         if c is not None:
@@ -193,14 +199,16 @@ class Density(nn.Module, ABC):
 
     def encode(self, x: Any, context: Any = None) -> Tensor:
         """Map events to noise of the same shape, the inverse of :meth:`decode`."""
-        y, c, _, batch = self._normalise(x, context)
-        return self._encode(y, c).reshape(*batch, *self.event_shape)
+        with self._gradient(x, context):
+            y, c, _, batch = self._normalise(x, context)
+            return self._encode(y, c).reshape(*batch, *self.event_shape)
 
     def decode(self, z: Any, context: Any = None) -> Tensor:
         """Map noise ``[*batch, *event_shape]`` to events, in data units."""
-        z, c, batch = self._rows(z, context)
-        x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
-        return x.reshape(*batch, *self.event_shape)
+        with self._gradient(z, context):
+            z, c, batch = self._rows(z, context)
+            x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
+            return x.reshape(*batch, *self.event_shape)
 
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
         """Fit the data-unit bijections on training rows ``x`` (and ``context``), before the first training step."""
@@ -254,6 +262,9 @@ class Density(nn.Module, ABC):
     def _normalise(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, Tensor, torch.Size]:
         rows, c, batch = self._rows(x, context)
         y, log_det = self.preprocess(rows)
+        if c is not None:
+            # Networks may lose a NaN on the way, and answer with a number.
+            log_det = torch.where(_rows_finite(c, c.ndim - 1), log_det, torch.nan)
         return y, self._normalise_context(c), log_det, batch
 
     def _normalise_context(self, context: Tensor | None) -> Tensor | None:
@@ -263,7 +274,7 @@ class Density(nn.Module, ABC):
 
     def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Flatten the batch to one dimension and give every row its context."""
-        x = self._tensor(x)
+        x = self._tensor(x, "events")
         num_event_dims = len(self.event_shape)
         if x.ndim < num_event_dims or x.shape[x.ndim - num_event_dims :] != self.event_shape:
             raise ShapeError(
@@ -292,32 +303,61 @@ class Density(nn.Module, ABC):
             return None
         if context is None:
             raise ShapeError(f"this density is conditional: give context of shape {list(self.context_shape)}")
-        c = self._tensor(context)
+        c = self._tensor(context, "context")
         num_context_dims = len(self.context_shape)
         if c.ndim < num_context_dims or c.shape[c.ndim - num_context_dims :] != self.context_shape:
             raise ShapeError(f"context of shape {list(self.context_shape)} expected, got {list(c.shape)}")
         return c
 
-    def _tensor(self, values: Any) -> Tensor:
+    def _tensor(self, values: Any, what: str) -> Tensor:
         """A tensor of the model's dtype, on its device; arrays, labelled ones too, are taken by value."""
-        if not isinstance(values, Tensor):
-            values = torch.from_numpy(np.array(values, dtype=np.float64 if self.dtype == torch.float64 else np.float32))
+        if not isinstance(values, Tensor) or values.is_complex():
+            is_table = what == "events" and self.layout is not None and not self.layout["event_dims"]
+            columns = self.layout["variables"] if is_table and self.layout is not None else None
+            # A copy: the caller's array may be read-only.
+            values = torch.from_numpy(np.array(numbers(values, what, columns), np.float64))
         return values.to(device=self.device, dtype=self.dtype)
 
+    def _gradient(self, *given: Any) -> AbstractContextManager[Any]:
+        """Keep track of gradients for those who work with tensors; others want numbers."""
+        return nullcontext() if any(isinstance(value, Tensor) for value in given) else torch.no_grad()
+
     def _generator(self, seed: int | torch.Generator | None) -> torch.Generator | None:
-        if isinstance(seed, int):
-            return torch.Generator(device=self.device).manual_seed(seed)
-        return seed
+        if seed is None or isinstance(seed, torch.Generator):
+            return seed
+        try:
+            number = operator.index(seed)
+        except TypeError:
+            raise ConfigError(f"seed {seed!r}: give a whole number, a generator, or None") from None
+        if not 0 <= number < 1 << 63:
+            raise ConfigError(f"seed {seed}: 0 to 2**63 - 1")
+        return torch.Generator(device=self.device).manual_seed(number)
 
 
 def checked_shape(shape: Sequence[int], name: str) -> torch.Size:
     """Return an event or context shape as torch has it; an error names it as the argument ``name``."""
     if isinstance(shape, int):
         raise ShapeError(f"{name} must be a sequence, such as ({shape},); got {shape}")
-    size = torch.Size(int(n) for n in shape)
+    try:
+        size = torch.Size(operator.index(n) for n in shape)
+    except TypeError:
+        raise ShapeError(f"{name} must be a sequence of whole numbers, such as (3,); got {shape!r}") from None
     if len(size) == 0 or min(size) < 1:
         raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {tuple(size)}")
     return size
+
+
+def _draws(n: Any) -> tuple[int, ...]:
+    """The shape of what is drawn."""
+    try:
+        shape = (
+            tuple(operator.index(size) for size in n) if isinstance(n, Sequence | torch.Size) else (operator.index(n),)
+        )
+    except TypeError:
+        raise ShapeError(f"cannot draw {n!r} events: give a whole number, or a shape") from None
+    if any(size < 0 for size in shape):
+        raise ShapeError(f"cannot draw {n} events: ask for 0 or more")
+    return shape
 
 
 def _rows_finite(x: Tensor, num_event_dims: int) -> Tensor:

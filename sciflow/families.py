@@ -11,6 +11,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sciflow import model_file
+from sciflow.config import must_be
 from sciflow.density import Density
 from sciflow.errors import ConfigError, nearest
 from sciflow.flows import NSF
@@ -54,8 +55,7 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
         try:
             arguments[key] = TypeAdapter(hints[key], config=ConfigDict(strict=False)).validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Input should be ")
-            raise ConfigError(f"model.{key}: got {value!r}, it must be {reason}") from None
+            raise ConfigError(f"model.{key}: got {value!r}, it must be {must_be(error.errors()[0])}") from None
     return family(event_shape, context_shape, **arguments)
 
 

@@ -1,18 +1,24 @@
-"""What a store or a run is, in a screenful: ``sciflow inspect``."""
+"""What a store, a run, scores or samples are, in a screenful: ``sciflow inspect``."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sciflow.data.split import SPLITS
 from sciflow.data.store import Split, Store, is_url, open_store
 from sciflow.errors import StoreError
+from sciflow.training.evaluate import Evaluation
 from sciflow.training.metrics import read_metrics
 from sciflow.training.run import Run
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["describe"]
 
@@ -20,10 +26,10 @@ MOST_ROWS = 12
 
 
 def describe(path: str | Path) -> None:
-    """Print what is known of a store or a run.
+    """Print what is known of a store, a run, a model, scores or samples.
 
     Raises:
-        StoreError: It is neither.
+        StoreError: It is none of them.
     """
     console = Console(width=None if Console().is_terminal else 120)
     if not is_url(path) and (Path(path) / "workflow.yaml").exists():
@@ -36,7 +42,11 @@ def describe(path: str | Path) -> None:
         return
     if not is_url(path) and Path(path).is_dir() and not (Path(path) / "zarr.json").exists():
         raise StoreError(f"{path}: neither a store (no zarr.json) nor a run (no workflow.yaml)")
-    _describe_store(console, open_store(path))
+    results = _results(path)
+    if results is not None:
+        _describe_results(console, path, results)
+    else:
+        _describe_store(console, open_store(path))
 
 
 def _describe_store(console: Console, store: Store) -> None:
@@ -58,8 +68,7 @@ def _describe_store(console: Console, store: Store) -> None:
         size = sum(file.stat().st_size for file in Path(store.path).rglob("*") if file.is_file())
         raw = len(store) * layout.event_bytes
         facts.append(("on disk", f"{_bytes(size)} for {_bytes(raw)} of events"))
-    for name, value in facts:
-        console.print(f"  {name:<13}{value}", markup=False, highlight=False)
+    _print_facts(console, facts)
     table = Table(title="training events", title_justify="left")
     for column in ("variable", "units", "mean", "deviation", "minimum", "maximum"):
         table.add_column(column, justify="left" if column in ("variable", "units") else "right")
@@ -96,6 +105,63 @@ def _describe_run(console: Console, run: Run) -> None:
         facts.append(("state", f"not ended; step {records[-1]['step']:,}" if records else "not begun"))
         if found:
             facts.append(("held out", f"{found[-1]['validation_log_prob']:.3f} nats at step {found[-1]['step']:,}"))
+    _print_facts(console, facts)
+
+
+def _results(path: str | Path) -> xr.Dataset | None:
+    """Scores or samples, opened; None where it is something else, damaged perhaps."""
+    import xarray as xr
+
+    try:
+        found = xr.open_zarr(str(path), consolidated=False, chunks=None)
+    except Exception:  # Of many kinds; what is wrong is said where it is opened as a store.
+        return None
+    scores = "likelihood" in found.attrs and "log_prob" in found
+    draws = "sample" in found.coords and all(array.dims[:1] == ("sample",) for array in found.data_vars.values())
+    return found if scores or draws else None
+
+
+def _describe_results(console: Console, path: str | Path, results: xr.Dataset) -> None:
+    what = "scores" if "log_prob" in results else "samples"
+    console.print(f"{what} {path}", markup=False, highlight=False, style="bold")
+    facts = [("dimensions", ", ".join(f"{name} {size:,}" for name, size in results.sizes.items()))]
+    if what == "scores":
+        facts.append(("likelihood", results.attrs["likelihood"]))
+        if "unfinished" in results.attrs:
+            facts.append(("state", "not ended: run sciflow score again"))
+        facts += _mean_log_prob(results)
+    _print_facts(console, facts)
+    table = Table()
+    for column in ("variable", "units", "dimensions", "type", "meaning"):
+        table.add_column(column)
+    for place, (name, array) in enumerate(sorted(results.data_vars.items())):
+        if place == MOST_ROWS:
+            table.add_row(f"and {len(results.data_vars) - MOST_ROWS} more")
+            break
+        units, meaning = (str(array.attrs.get(key, "")) for key in ("units", "long_name"))
+        table.add_row(str(name), units, ", ".join(map(str, array.dims)), str(array.dtype), meaning)
+    console.print(table)
+
+
+def _mean_log_prob(scores: xr.Dataset) -> list[tuple[str, str]]:
+    """Of all events, and of those of each split where they have one."""
+    values = scores["log_prob"].values.ravel().astype(np.float64)
+    groups = {"mean log p": np.ones(len(values), bool)}
+    if "split" in scores:
+        codes = scores["split"].values.ravel()
+        groups |= {f"  {name}": codes == code for code, name in enumerate(SPLITS)}
+    facts = []
+    for name, chosen in groups.items():
+        mine = values[chosen & np.isfinite(values)]
+        if len(mine):
+            error = float(mine.std(ddof=1)) / math.sqrt(len(mine)) if len(mine) > 1 else 0.0
+            impossible = int(np.isneginf(values[chosen]).sum())
+            found = Evaluation(float(mine.mean()), error, len(mine), impossible)
+            facts.append((name, f"{found}, {len(mine):,} events"))
+    return facts
+
+
+def _print_facts(console: Console, facts: list[tuple[str, str]]) -> None:
     for name, value in facts:
         console.print(f"  {name:<13}{value}", markup=False, highlight=False)
 

@@ -68,7 +68,7 @@ def save(density: Density, path: str | Path) -> Path:
         "written_by": {"sciflow": _sciflow_version(), "torch": torch.__version__},
     }
     try:
-        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+        text = json.dumps({**description, "sha256": _seal(description)}, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{folder / _DESCRIPTION} cannot be written: not plain JSON values: {error}") from None
     made = not folder.exists()
@@ -153,7 +153,7 @@ def _description(folder: Path) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{file} is damaged: not JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError(f'{file} does not describe a sciflow model: "format" is not "{_FORMAT}"')
@@ -162,10 +162,15 @@ def _description(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{file} has format version {version}, written by a newer sciflow; this one reads up to {_VERSION}: upgrade"
         )
-    missing = {"family", "arguments", "dtype", "layout", "provenance", "weights"} - description.keys()
-    if missing:
-        raise ModelFileError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
+    seal = description.pop("sha256", None)
+    if seal != _seal(description):
+        raise ModelFileError(f"{file} is damaged, or was edited: it is not what was written; copy it again")
     return description
+
+
+def _seal(description: dict[str, Any]) -> str:
+    """Hash of a description: one that was altered would make another density of the same numbers."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _weights(folder: Path, expected: Mapping[str, Any]) -> bytes:

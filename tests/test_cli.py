@@ -17,6 +17,7 @@ import yaml
 
 import sciflow as sf
 from sciflow.cli import main
+from sciflow.config import load_workflow
 
 COMMANDS = ("shard", "inspect", "check", "train", "score", "sample")
 
@@ -101,6 +102,13 @@ class TestCheck:
         status, out, err = sciflow("check", workflow)
         assert (status, err) == (0, "")
         assert out == f"{workflow}: ok: demo, nsf on 240 training events of {store.path}\n"
+
+    def test_prints_every_key_as_a_workflow_that_means_the_same(self, workflow, sciflow, tmp_path):
+        _, printed, _ = sciflow("check", workflow, "training.max_steps=7", "--keys")
+        again = tmp_path / "again.yaml"
+        again.write_text(printed.rpartition("\n" + str(workflow))[0])
+        assert load_workflow(again) == load_workflow(workflow, ["training.max_steps=7"])
+        assert "max_steps: 7  # Steps of the optimiser, at most." in printed
 
     def test_needs_no_ray(self, workflow):
         code = (

@@ -97,9 +97,23 @@ class TestKeys:
     def test_a_missing_key_is_named(self, problem, text, key):
         assert problem(text) == f"flow.yaml: {key}: missing; it must be given"
 
+    @pytest.mark.parametrize(
+        ("text", "key"), [("5: a", "5"), ("training: {5: a}", "training.5"), ("model: {5: a}", "model.5")]
+    )
+    def test_a_key_that_is_no_text_is_refused(self, problem, text, key):
+        assert problem(GOOD + text + "\n") == f"flow.yaml: {key}: a key must be a text; got 5"
+
+    def test_keys_may_be_merged_from_elsewhere(self, tmp_path):
+        file = tmp_path / "flow.yaml"
+        file.write_text(
+            "name: demo\ndata: &data {store: a, fingerprint: b}\nmodel: {name: nsf, other: {<<: *data, store: c}}\n"
+        )
+        assert load_workflow(file).model["other"] == {"store": "c", "fingerprint": "b"}
+
     def test_a_key_given_twice_is_refused(self, problem):
         assert "key 'seed' is given twice" in problem(GOOD + "training: {seed: 1, seed: 2}\n")
         assert "key 'name' is given twice" in problem(GOOD + "name: other\n")
+        assert "key 'seed' is given twice" in problem(GOOD + "training: {<<: {max_steps: 3}, seed: 1, seed: 2}\n")
 
 
 class TestValues:
@@ -111,11 +125,13 @@ class TestValues:
             ("training: {max_steps: 1.5}", ["training.max_steps", "1.5", "integer"]),
             ("training: {max_steps: true}", ["training.max_steps", "got True", "a number"]),
             ("training: {learning_rate: -1}", ["training.learning_rate", "-1", "greater than 0"]),
+            ("training: {seed: 18446744073709551616}", ["training.seed", "18446744073709551616", "less than or equal"]),
             ("training: {learning_rate: .nan}", ["training.learning_rate", "nan", "finite"]),
             ("training: {warmup: 1}", ["training.warmup", "got 1", "less than 1"]),
             ("training: {precision: float16}", ["training.precision", "'float16'", "'float32' or 'bfloat16'"]),
             ("training: 5", ["training", "got 5", "a mapping of keys to values"]),
             ("model: nsf", ["model", "'nsf'", "a mapping of keys to values"]),
+            ("scoring: {out: 5}", ["scoring.out", "got 5", "string"]),
             ("cluster: {num_workers: 0}", ["cluster.num_workers", "got 0", "greater than or equal to 1"]),
         ],
     )
@@ -123,6 +139,10 @@ class TestValues:
         message = problem(GOOD + text + "\n")
         assert message.startswith("flow.yaml: ")
         assert all(word in message for word in words), message
+
+    def test_a_store_without_a_name_is_refused(self, problem):
+        message = "flow.yaml: data.store: got '', it must be a text that is not empty"
+        assert problem("name: a\ndata: {store: ''}\n") == message
 
     @pytest.mark.parametrize("name", ["../other", "a/b", ".hidden", "'two words'", "''"])
     def test_a_name_is_that_of_a_folder(self, problem, name):
@@ -152,6 +172,10 @@ class TestFiles:
     def test_that_are_no_yaml(self, problem, text):
         assert problem(text).startswith("flow.yaml: not YAML: ")
 
+    @pytest.mark.parametrize("text", ["[" * 3000 + "]" * 3000, "2020-13-45", "9" * 5000, "!!bool x"])
+    def test_with_values_that_cannot_be_made(self, problem, text):
+        assert problem(GOOD + f"model: {text}\n").startswith("flow.yaml: not YAML: ")
+
     def test_run_no_code(self, problem, tmp_path):
         witness = tmp_path / "witness"
         problem(f'name: !!python/object/apply:os.system ["touch {witness}"]\n')
@@ -178,6 +202,11 @@ class TestOverrides:
 
     def test_below_a_value_that_is_no_mapping(self, problem):
         assert problem(GOOD, "name.first=1").startswith("name: got {'first': 1}")
+
+
+def test_a_section_is_a_mapping():
+    with pytest.raises(ConfigError, match=r"run.yaml: a mapping of keys to values expected; this is \[5\]"):
+        validate(Training, [5], "run.yaml")
 
 
 def test_settings_given_in_python_are_checked_alike():

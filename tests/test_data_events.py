@@ -201,6 +201,91 @@ class TestNamesOfWindows:
         assert store.coordinates["day"].values.tolist() == [0, 1, 2, 3, 4]
 
 
+class TestNamesThatAreTaken:
+    @pytest.mark.parametrize("name", ["log_prob", "error", "nfe", "status", "split"])
+    def test_scores_have_names_of_their_own(self, tmp_path, name):
+        for source in (
+            xr.Dataset({"x": ((name, "lat"), np.zeros((20, 3)))}),
+            xr.Dataset({"x": (("time", "lat"), np.zeros((20, 3)))}, {name: ("time", np.arange(20))}),
+        ):
+            with pytest.raises(LayoutError, match=f"'{name}' has a name that scores use: rename"):
+                sf.shard(source, tmp_path / "s.zarr", **ALL)
+        # Nothing of what is inside an event is in the scores.
+        source = xr.Dataset({"x": (("time", name), np.ones((20, 3)))}, {name: np.arange(3)})
+        assert sf.shard(source, tmp_path / "s.zarr", **ALL).coordinates[name].values.tolist() == [0, 1, 2]
+
+    def test_sample_may_be_counted(self, tmp_path):
+        source = xr.Dataset({"x": (("sample", "lat"), np.zeros((20, 3)))})
+        assert sf.shard(source, tmp_path / "s.zarr", **ALL).layout.sample_dims[0].name == "sample"
+        with pytest.raises(LayoutError, match="dimension 'sample' has a name that samples of events are counted by"):
+            sf.shard(source, tmp_path / "t.zarr", sample=["lat"], **ALL)
+
+    def test_variable_may_be_a_dimension_where_events_have_no_axis_of_that_name(self, tmp_path):
+        source = make_climate()[["t2m", "u10"]].to_array().to_dataset(name="x")
+        store = sf.shard(source, tmp_path / "s.zarr", event=["variable", "lat", "lon"], **ALL)
+        assert store.coordinates["variable"].values.tolist() == ["t2m", "u10"]
+        with pytest.raises(LayoutError, match="'variable' has the name of the axis that variables lie along"):
+            sf.shard(source, tmp_path / "t.zarr", sample=["variable", "time", "lat", "lon"], **ALL)
+
+    def test_windows_are_not_called_like_another_dimension(self, tmp_path):
+        source = xr.Dataset({"x": (("time", "time_window"), np.zeros((20, 3)))})
+        with pytest.raises(LayoutError, match="'time_window' has the name that is given to the windows of another"):
+            sf.shard(source, tmp_path / "s.zarr", event={"time": 4}, **ALL)
+
+    def test_names_are_text(self, tmp_path):
+        for source, what in (
+            (xr.Dataset({"x": ((0, "lat"), np.zeros((20, 3)))}), "dimension"),
+            (xr.Dataset({0: (("time", "lat"), np.zeros((20, 3)))}), "variable"),
+        ):
+            with pytest.raises(LayoutError, match=f"a {what} is called 0, which is no text: rename it"):
+                sf.shard(source, tmp_path / "s.zarr", **ALL)
+
+
+def coordinates_of(path: object, **coords: object) -> xr.Dataset:
+    """What a store keeps of coordinates along time."""
+    field = xr.Dataset({"x": (("time", "lat"), np.ones((20, 3)))}, coords)
+    return sf.shard(field, path, **ALL).coordinates
+
+
+class TestCoordinatesThatAStoreCannotHold:
+    DATES = np.datetime64("2019-03-01", "ns") + np.arange(20) * np.timedelta64(1, "D")
+
+    @pytest.mark.parametrize("values", [DATES, DATES - DATES[0]], ids=["dates", "durations"])
+    def test_units_of_dates_are_not_theirs_to_say(self, tmp_path, values):
+        attrs = {"units": "days since 1900-01-01", "calendar": "noleap", "long_name": "day"}
+        kept = coordinates_of(tmp_path / "s.zarr", day=("time", values, attrs)).day
+        np.testing.assert_array_equal(kept.values, values)
+        assert kept.attrs == {"long_name": "day"}
+
+    def test_attributes_are_kept_that_are_json(self, tmp_path):
+        lost = {"a": b"1", "b": 1j, "c": {1}, "d": np.datetime64("2000", "ns"), "e": object(), 3: 4, "_FillValue": 0}
+        kept = {"units": "m", "f": np.float32(0.5), "g": np.arange(3), "h": {"i": [1, "j"]}}
+        found = coordinates_of(tmp_path / "s.zarr", z=("time", np.arange(20), {**lost, **kept})).z
+        assert found.attrs == {"units": "m", "f": 0.5, "g": [0, 1, 2], "h": {"i": [1, "j"]}}
+        assert found.values.tolist() == list(range(20))
+
+    def test_units_that_cannot_be_read_again_are_left_out(self, tmp_path):
+        found = coordinates_of(tmp_path / "s.zarr", time=("time", np.arange(20), {"units": "days since the flood"}))
+        assert found.time.values.tolist() == list(range(20))
+
+    def test_dates_that_cannot_be_written_are_left_out(self, tmp_path):
+        far = np.arange(20).astype("M8[Y]") + 300_000
+        assert "far" not in coordinates_of(tmp_path / "s.zarr", far=("time", far))
+
+    def test_names_that_are_no_names_of_folders_are_left_out(self, tmp_path):
+        names = ["../../evil", ".", "..", "", "a/b", "a\\b", "zarr.json", ".zgroup", "x" * 300, "height"]
+        found = coordinates_of(tmp_path / "s.zarr", **{name: ("time", np.arange(20)) for name in names})
+        assert list(found.coords) == ["height"]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+    @pytest.mark.parametrize("dtype", ["u1", "i1"])
+    def test_steps_inside_a_window_do_not_wrap(self, tmp_path, dtype):
+        depth = np.arange(100, -100, -10).astype("i1") if dtype == "i1" else np.arange(200, 0, -10).astype("u1")
+        source = xr.Dataset({"x": (("depth", "lat"), np.ones((20, 3)))}, {"depth": depth})
+        store = sf.shard(source, tmp_path / "s.zarr", event={"depth": 20}, **ALL)
+        assert store.coordinates.depth.values.tolist() == [-10 * step for step in range(20)]
+
+
 class TestBeginningsOfNames:
     def test_a_beginning_means_the_only_dimension_that_begins_so(self, tmp_path):
         source = make_climate()
@@ -286,6 +371,8 @@ BAD_LAYOUTS = {
     "too few dimensions": ({"variables": ["t2m", "height"], "event": {"time": 4}}, r"'height' has no dimension 'time'"),
     "context missing": ({**CF, "context": ["heigth"]}, r"no variable 'heigth'; did you mean height\?"),
     "split by": ({**CF, "sample": ["time"], "split_by": "lat"}, r"split by 'lat': only what is counted .* known: time"),
+    "event and context": ({**CF, "context": ["t2m"], "sample": ["time"]}, r"variable 't2m' is named twice"),
+    "nothing but context": ({"context": ["t2m", "u10", "z", "index", "height"]}, r"no variable is left"),
     "dtype": ({**CF, "dtype": "float16"}, r"dtype 'float16': events are stored as float32 or float64"),
 }
 
@@ -308,6 +395,8 @@ class TestWhatIsNotANumber:
             (np.arange(10).astype("m8[s]"), r"variable 'x' holds durations"),
             (np.arange(10) * 1j, r"variable 'x' holds complex numbers"),
             (np.arange(10) + 2**24, r"'x' holds 167772\d\d, which float32 cannot tell .*: use --dtype float64"),
+            (np.where(np.arange(10) == 3, np.nan, 2.0**24 + 1), r"'x' holds 16777217, which float32 cannot tell"),
+            (np.full(10, 1e-50), r"'x' holds 1e-50, which float32 takes for 0: use --dtype float64, or other units"),
             (np.full(10, 1e300), r"'x' holds 1e\+300, which is beyond float32: use --dtype float64, or scale it"),
             (np.zeros(0), r"nothing to shard: dimension 'row' is empty"),
         ],
@@ -322,6 +411,11 @@ class TestWhatIsNotANumber:
             sf.shard(numbers, tmp_path / "s.zarr", dtype="float64", progress=False)
         store = sf.shard(numbers - 10, tmp_path / "s.zarr", dtype="float64", split=(1, 0, 0), progress=False)
         assert store.train[:].numpy()[:, 0].astype(int).tolist() == (numbers - 10).tolist()
+
+    @pytest.mark.parametrize("values", [np.full(10, 1e30), 2.0**24 + np.arange(10) + 0.3, 2.0**25 + 8 * np.arange(10)])
+    def test_large_floats_are_rounded_where_they_have_fractions_and_kept_where_they_fit(self, tmp_path, values):
+        store = sf.shard(values, tmp_path / "s.zarr", split=(1, 0, 0), progress=False)
+        np.testing.assert_array_equal(store.train[:].numpy()[:, 0], values.astype("f4"))
 
     def test_a_dimension_that_is_empty(self, tmp_path):
         with pytest.raises(DataError, match="dimension 'feature' is empty"):

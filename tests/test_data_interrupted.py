@@ -303,9 +303,18 @@ class TestPlaces:
     def test_a_store_is_not_sharded_onto_itself(self, tmp_path):
         data = xr.Dataset({"x": (("time", "place"), ROWS)})
         data.to_zarr(tmp_path / "s.zarr", consolidated=False)
-        with pytest.raises(StoreError, match="is one of the sources"):
+        with pytest.raises(StoreError, match="which is read, or lies in it"):
             sf.shard(tmp_path / "s.zarr", tmp_path / "s.zarr", overwrite=True, progress=False)
         assert xr.open_zarr(tmp_path / "s.zarr", consolidated=False)["x"].shape == (500, 4)
+
+    def test_nor_by_another_name_for_it(self, tmp_path):
+        data = xr.Dataset({"x": (("time", "place"), ROWS)})
+        data.to_zarr(tmp_path / "s.zarr", consolidated=False)
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
+        for other in (tmp_path / "sub" / ".." / "s.zarr", tmp_path / "link.zarr", tmp_path / "s.zarr" / "inside.zarr"):
+            with pytest.raises(StoreError, match="which is read, or lies in it"):
+                sf.shard(tmp_path / "s.zarr", other, overwrite=True, progress=False)
 
     def test_folders_on_the_way_are_made(self, tmp_path):
         sf.shard(ROWS, tmp_path / "a" / "b" / "s.zarr", progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,7 @@ TABLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*no header")
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
 class TestEveryKind:
     def test_events_are_the_rows(self, tmp_path, make):
@@ -99,9 +101,13 @@ class TestColumns:
         np.testing.assert_allclose(events_of(tmp_path / "rows.csv", variables=NAMES), ROWS, rtol=1e-6)
 
     def test_columns_without_a_name_are_numbered(self, tmp_path):
-        source = open_source(TABLES["csv without header"](tmp_path))
+        with pytest.warns(
+            UserWarning, match=r"rows\.csv: no header: columns are called column_0, column_1, column_2, and"
+        ):
+            source = open_source(TABLES["csv without header"](tmp_path))
         assert source.layout.variables == ("column_0", "column_1", "column_2")
 
+    @pytest.mark.filterwarnings("ignore:.*no header")
     @pytest.mark.parametrize("first", ["1,,3", "nan,2,3", "1e-3,+2,-.5"])
     def test_a_first_line_of_numbers_is_no_header_even_with_gaps(self, tmp_path, first):
         (tmp_path / "rows.csv").write_text(f"{first}\n" + "1,2,3\n" * 30)
@@ -125,6 +131,18 @@ class TestColumns:
         with pytest.raises(DataError, match=r"column 'id' holds 1234567890, which float32 cannot tell"):
             events_of(tmp_path / "rows.csv")
         assert events_of(tmp_path / "rows.csv", dtype="float64")[0].tolist() == [1234567890, 2]
+
+    def test_whole_numbers_with_gaps_are_told_apart_or_refused(self, tmp_path):
+        for number, dtype in ((2**24 + 1, "float32"), (2**53 + 10, "float64")):
+            table = pd.DataFrame({"id": pd.array([number, None] * 10, dtype="Int64"), "b": 1.0})
+            table.to_csv(tmp_path / "rows.csv", index=False)
+            table.to_parquet(tmp_path / "rows.parquet")
+            for data in (table, tmp_path / "rows.csv", tmp_path / "rows.parquet"):
+                with pytest.raises(DataError, match=f"'id' holds {number}, which {dtype} cannot tell"):
+                    events_of(data, dtype=dtype)
+
+    def test_context_is_no_event(self):
+        assert open_source(TABLE, context=["width"]).layout.variables == ("mean", "skew")
 
     def test_pandas_labels_become_coordinates(self, tmp_path):
         for index, expected in (
@@ -170,6 +188,28 @@ class TestSeveralFiles:
         np.testing.assert_array_equal(np.concatenate([b.events for b in source.blocks(100)]), ROWS)
         assert source.coordinates()["time"].values[0] == np.datetime64("2019-01-01")
 
+    def test_the_one_that_cannot_be_read_is_named(self, tmp_path):
+        FIELD.to_netcdf(tmp_path / "a.nc")
+        (tmp_path / "b.nc").write_text("a,b")
+        with pytest.raises(DataError, match=r"b\.nc: not a readable \.nc file: it is of no kind"):
+            open_source([tmp_path / "a.nc", tmp_path / "b.nc"])
+
+    def test_files_that_do_not_go_together(self, tmp_path):
+        for name in ("a", "b"):
+            FIELD.drop_vars("time").to_netcdf(tmp_path / f"{name}.nc")
+        with pytest.raises(DataError, match=r"a\.nc and 1 more: they do not go together: Could not find any dimension"):
+            open_source([tmp_path / "a.nc", tmp_path / "b.nc"])
+
+    def test_a_pattern_means_its_files_in_order(self, tmp_path):
+        for number in (1, 0):
+            TABLE[25 * number :][: 25 + 10 * number].to_csv(tmp_path / f"{number}.csv", index=False)
+        np.testing.assert_allclose(events_of(str(tmp_path / "*.csv")), ROWS, rtol=1e-6)
+        np.testing.assert_allclose(events_of([tmp_path / "[1].csv", tmp_path / "0.csv"])[:35], ROWS[25:], rtol=1e-6)
+        (tmp_path / "0.csv").rename(tmp_path / "[1].csv")
+        assert len(events_of(tmp_path / "[1].csv")) == 25
+        with pytest.raises(DataError, match=r"\*\.nc: no such file, and none that it is a pattern of"):
+            open_source(tmp_path / "*.nc")
+
     def test_kinds_are_not_mixed(self, tmp_path):
         with pytest.raises(DataError, match=r"several kinds \(\.csv, \.parquet\)"):
             open_source([TABLES["csv"](tmp_path), TABLES["parquet"](tmp_path)])
@@ -198,6 +238,20 @@ def cut(write: Callable[[Path], object]) -> Callable[[Path], object]:
     def make(path: Path) -> None:
         write(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return make
+
+
+def header(shape: str) -> bytes:
+    """The beginning of an npy file that claims a shape."""
+    line = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+def member(content: bytes) -> Callable[[Path], object]:
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
 
     return make
 
@@ -246,6 +300,22 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "several in npz": ("a.npz", lambda path: np.savez(path, x=ROWS, y=ROWS[:5]), r"choose .* among x \(row, x_1\), y"),
     "cut npy": ("a.npy", cut(lambda path: np.save(path, ROWS)), r"not a readable \.npy file"),
     "cut npz": ("a.npz", cut(lambda path: np.savez(path, ROWS)), r"not a readable \.npz file"),
+    "pickle in npz": ("a.npz", member(b"\x80\x04N."), "'x' in it is no array: save plain arrays"),
+    "text in npz": ("a.npz", member(b"hello"), "'x' in it is no array"),
+    "npz that claims much": ("a.npz", member(header("(900000000000,)")), "claims more than memory holds"),
+    "npy that claims less than nothing": ("a.npy", text(header("(-5, 3)") + bytes(99)), r"not a readable \.npy file"),
+    "npy with junk": ("a.npy", text(header("(((")), r"not a readable \.npy file"),
+    "npy of one number": ("a.npy", lambda path: np.save(path, 3.0), "a single number"),
+    "long header": (
+        "a.csv",
+        text("a" * 140_000 + ",b\n" + MANY),
+        "not a readable table: field larger than field limit",
+    ),
+    "store": (
+        "a.zarr",
+        lambda path: sf.shard(ROWS, path, progress=False),
+        r"is already a store: open it with sf\.open",
+    ),
     "unknown": ("a.xyz", text("a,b\n"), r"unknown kind of file; known: .*\.csv"),
 }
 
@@ -299,6 +369,8 @@ class TestDataInMemory:
             (TABLE.assign(b=pd.Categorical(["u"] * 60)), r"variable 'b' holds text, such as 'u'"),
             (TABLE.assign(b=pd.Timestamp("2019")), r"variable 'b' holds dates"),
             (pd.concat([TABLE, TABLE], axis=1), r"2 columns are called 'mean'"),
+            (TABLE.assign(row=1.0), "a column is called 'row', as the rows themselves are: rename it"),
+            (FIELD.time, "the array and one of its coordinates are both called 'time'"),
             (TABLE[:0], "dimension 'row' is empty"),
         ],
         ids=str,

@@ -25,6 +25,10 @@ def shares(codes: np.ndarray) -> list[int]:
     return [int(np.count_nonzero(codes == code)) for code in range(3)]
 
 
+NAN = float("nan")
+NO_SHARES = [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0, 0.5, 0.5), (NAN, 0.5, 0.5), (0.8, NAN, 0.1)]
+
+
 class TestShares:
     @pytest.mark.parametrize("n", [3, 10, 97, 1000, 1001, 12_345])
     @pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (1, 0, 0), (0.9, 0.1, 0), (0.7, 0, 0.3)])
@@ -47,7 +51,7 @@ class TestShares:
         assert np.array_equal(codes == DROPPED, ~keep)
         np.testing.assert_allclose(shares(codes), keep.sum() * np.array([0.6, 0.2, 0.2]), atol=5)
 
-    @pytest.mark.parametrize("fractions", [(0.8, 0.1), (0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0, 0.5, 0.5)])
+    @pytest.mark.parametrize("fractions", NO_SHARES)
     def test_what_is_no_share(self, fractions):
         with pytest.raises(ConfigError, match="split"):
             SplitRule(fractions)

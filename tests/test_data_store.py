@@ -434,3 +434,19 @@ def test_a_store_on_a_url_is_protected_alike(template):
             Store("memory://store.zarr").train[290:]
     finally:
         files.rm("/store.zarr", recursive=True)
+
+
+def test_a_shard_in_anothers_place_is_found_by_looking_for_it(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(400, 2))
+    store = sf.shard(rows, tmp_path / "s.zarr", shard_rows=40, progress=False)
+    store.verify()
+    first, second = (tmp_path / "s.zarr" / "train" / "events" / "c" / number / "0" for number in "01")
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(StoreError, match="shard train/0 is not the one that was written"):
+        sf.open_store(tmp_path / "s.zarr").verify()
+    first.write_bytes(whole)
+    index = tmp_path / "s.zarr" / "train" / "index" / "c"
+    (index / "3").write_bytes((index / "2").read_bytes())
+    with pytest.raises(StoreError, match="shard train/3 is not the one"):
+        sf.open_store(tmp_path / "s.zarr").verify()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sciflow.density import Density, Likelihood, Status
-from sciflow.errors import ShapeError
+from sciflow.errors import ConfigError, DataError, ShapeError
 from sciflow.flows import NSF
 
 
@@ -121,6 +122,52 @@ class TestSeeds:
         assert not density.sample(2, context_for(density)).requires_grad
 
 
+class TestNumbers:
+    """What users hand over is taken for what it is, or refused."""
+
+    @pytest.mark.parametrize("seed", [3, np.int64(3), torch.Generator().manual_seed(3)])
+    def test_seeds_and_counts_may_be_numpys(self, seed) -> None:
+        plain = make().sample(4, seed=torch.Generator().manual_seed(3))
+        assert torch.equal(make().sample(np.int64(4), seed=seed), plain)
+
+    @pytest.mark.parametrize(("n", "seed"), [(2.5, 0), ("4", 0), (None, 0), (4, 1.5), (4, "a"), (4, -1), (4, 1 << 70)])
+    def test_others_are_errors(self, n, seed) -> None:
+        with pytest.raises((ShapeError, ConfigError), match=r"cannot draw|seed"):
+            make().sample(n, seed=seed)
+
+    def test_what_is_masked_is_missing(self) -> None:
+        x = np.ma.masked_greater(np.array([[0.0, 1.0, 900.0], [0.0, 1.0, 2.0]]), 100)
+        assert torch.isnan(make().log_prob(x)).tolist() == [True, False]
+
+    @pytest.mark.parametrize(
+        "values",
+        [np.ones(3) + 1j, np.ones(3, "M8[s]"), np.array(["1", "2", "3"]), [1.0, None, "x"], [[1.0], [1.0, 2.0]]],
+        ids=["complex", "dates", "strings", "objects", "ragged"],
+    )
+    def test_what_is_no_number_is_refused(self, values) -> None:
+        with pytest.raises(DataError, match="events are made of"):
+            make().log_prob(values)
+        with pytest.raises(DataError, match=r"context are made of|context.*numbers"):
+            make(context_shape=(3,)).log_prob(torch.zeros(3), values)
+
+    def test_columns_go_by_name_where_they_are_known(self) -> None:
+        flow = make()
+        table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=list("abc"))
+        plain = flow.log_prob(table.to_numpy())
+        flow.layout = {"variables": ["a", "b", "c"], "event_dims": []}
+        assert torch.equal(flow.log_prob(table[["c", "a", "b"]].assign(d=1.0)), plain)
+        with pytest.raises(DataError, match="events: no column 'b'"):
+            flow.log_prob(table[["a", "c"]])
+
+    def test_those_who_work_with_arrays_get_numbers(self, density: Density) -> None:
+        x, context = np.zeros((2, 3)), context_for(density)
+        context = None if context is None else context.numpy()
+        for result in (density.log_prob(x, context), density.encode(x, context), density.decode(x, context)):
+            assert not result.requires_grad
+        context = None if context is None else torch.from_numpy(context)
+        assert density.log_prob(torch.zeros(2, 3), context).requires_grad
+
+
 class TestUnits:
     @pytest.mark.parametrize("preprocess", ["standardize", "log1p", ["log1p", "standardize"], "logit"])
     def test_a_change_of_units_moves_log_p_by_exactly_its_jacobian(self, preprocess) -> None:
@@ -165,6 +212,19 @@ class TestLikelihood:
         record = density.likelihood(torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 1.5]]))
         assert record.log_prob[1] == -math.inf
         assert record.status.tolist() == [Status.OK, Status.OK]
+
+    def test_a_bad_context_is_no_better_than_a_bad_event(self) -> None:
+        flow = make(context_shape=(2,))
+        for far in (0.0, 50.0):
+            record = flow.likelihood(torch.full((3, 3), far), torch.tensor([[0.0, 1.0], [np.nan, 0.0], [np.inf, 0.0]]))
+            assert record.status.tolist() == [Status.OK, Status.NON_FINITE, Status.NON_FINITE]
+            assert record.log_prob.isnan().tolist() == record.error.isnan().tolist() == [False, True, True]
+
+    def test_an_underflow_is_not_certain(self, density: Density) -> None:
+        x = torch.tensor([[0.0, 0, 0], [1e25, 0, 0]])
+        record = density.likelihood(x, context_for(density))
+        assert record.status.tolist() == [Status.OK, Status.UNDERFLOW]
+        assert record.error.isnan().tolist() == [False, True]
 
     def test_an_exact_one_agrees_with_log_prob(self, density: Density) -> None:
         x, context = torch.randn(4, 3), context_for(density)

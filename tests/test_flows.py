@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,19 +177,41 @@ def test_learns_what_a_gaussian_cannot() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_transforms": 0}, "num_transforms must be 1 or more; got 0"),
+        ({"num_transforms": 0}, "num_transforms must be 1 to 1,000; got 0"),
+        ({"num_transforms": 10**24}, "num_transforms must be 1 to 1,000; got 1000000000000000000000000"),
+        ({"num_transforms": "3"}, "num_transforms must be 1 to 1,000; got '3'"),
+        ({"num_transforms": True}, "num_transforms must be 1 to 1,000; got True"),
+        ({"num_bins": 8.5}, "num_bins must be 2 to 256; got 8.5"),
+        ({"seed": 2**63}, "seed must be 0 to 9,223,372,036,854,775,807; got 9223372036854775808"),
+        ({"seed": -1}, "seed must be 0 to .*; got -1"),
         ({"num_bins": 1}, "num_bins must be 2 to 256; got 1"),
         ({"hidden_features": (64, 0)}, r"hidden_features must be .*; got \(64, 0\)"),
+        ({"hidden_features": (1.5,)}, r"hidden_features must be .*; got \(1.5,\)"),
+        ({"hidden_features": "12"}, r"hidden_features must be .*; got '12'"),
         ({"hidden_features": ()}, r"hidden_features must be .*; got \(\)"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
         ({"tail_bound": -1.0}, "tail_bound must be a positive number; got -1.0"),
         ({"tail_bound": float("nan")}, "tail_bound must be a positive number; got nan"),
+        ({"tail_bound": "a"}, "tail_bound must be a positive number; got 'a'"),
+        ({"event_shape": (2.5,)}, r"event_shape must be whole numbers; got \(2.5,\)"),
+        ({"event_shape": None}, r"event_shape must be whole numbers; got None"),
+        ({"context_shape": (True,)}, r"context_shape must be whole numbers; got \(True,\)"),
+        ({"preprocess": 5}, "preprocess: unknown 5"),
+        ({"preprocess": None}, "preprocess: unknown None"),
         ({"preprocess": "standardise"}, "did you mean standardize"),
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        NSF(event_shape=(2,), **arguments)
+        NSF(**{"event_shape": (2,), **arguments})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers = {"num_transforms": np.int32(1), "hidden_features": np.array([8, 8]), "tail_bound": np.float32(2.5)}
+    flow = NSF(event_shape=np.array([2]), seed=np.int64(3), **numbers)
+    plain = NSF(event_shape=(2,), num_transforms=1, hidden_features=[8, 8], tail_bound=2.5, seed=3)
+    assert json.loads(json.dumps(flow.arguments)) == plain.arguments
+    assert all(torch.equal(a, b) for a, b in zip(flow.parameters(), plain.parameters(), strict=True))
 
 
 def test_an_unknown_method_or_option_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 from collections.abc import Iterator
@@ -36,9 +37,15 @@ def folder(flow: NSF, tmp_path: Path) -> Path:
     return flow.save(tmp_path / "run" / "model")
 
 
-def edit(folder: Path, **changes: object) -> None:
+def edit(folder: Path, sealed: bool = True, **changes: object) -> None:
+    """Alter the description, as another version of the program would, or (not sealed) as an accident would."""
     file = folder / "model.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    description = json.loads(file.read_text()) | changes
+    if sealed:
+        del description["sha256"]
+        written = json.dumps(description, sort_keys=True).encode()
+        description["sha256"] = hashlib.sha256(written).hexdigest()
+    file.write_text(json.dumps(description))
 
 
 class TestRoundTrip:
@@ -104,7 +111,7 @@ class TestDamage:
         [
             ("{", "not JSON"),
             ("[]", '"format" is not'),
-            ('{"format": "sciflow-model", "version": 1}', "lacks arguments, dtype, family"),
+            ('{"format": "sciflow-model", "version": 1}', "not what was written"),
         ],
     )
     def test_a_description_that_is_none(self, folder: Path, content: str, message: str) -> None:
@@ -125,6 +132,20 @@ class TestDamage:
     def test_a_description_that_does_not_fit(self, folder: Path, changes: dict, message: str) -> None:
         edit(folder, **changes)
         with pytest.raises(ModelFileError, match=message):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"arguments": {"event_shape": [2, 2], "num_transforms": 1, "tail_bound": 4.0}},
+            {"dtype": "float16"},
+            {"layout": []},
+            {"weights": {}},
+        ],
+    )
+    def test_an_altered_description(self, folder: Path, changes: dict) -> None:
+        edit(folder, sealed=False, **changes)
+        with pytest.raises(ModelFileError, match="damaged, or was edited"):
             load(folder)
 
 

@@ -177,6 +177,13 @@ class TestPreprocessing:
             ({"logit": {"lo": 0}}, "logit does not take {'lo': 0}"),
             ({"logit": {}, "log1p": {}}, "one name with its options"),
             ([3], "unknown 3"),
+            (5, "unknown 5"),
+            (None, "unknown None"),
+            ([["logit"]], r"unknown \['logit'\]; did you mean logit"),
+            ({"logit": {"low": float("nan")}}, "logit: low must be a finite number; got nan"),
+            ({"logit": {"high": "1"}}, "logit: high must be a finite number; got '1'"),
+            ({"dequantize": {"step": float("inf")}}, "dequantize: step must be a finite number; got inf"),
+            ({"dequantize": {"step": 10**400}}, "dequantize: step must be a finite number; got 1000"),
         ],
     )
     def test_a_wrong_name_or_option_is_named(self, names, message: str) -> None:

@@ -134,6 +134,25 @@ class TestCorner:
         for path, share in zip(contours.get_paths(), (0.865, 0.393), strict=True):
             assert Outline(path.vertices).contains_points(samples).mean() == pytest.approx(share, abs=0.03)
 
+    def test_names_are_whole_up_to_two_lines(self):
+        name = "Standard deviation of the integrated pulse profile"
+        axes = corner(rows(20, 2), rows(20, 2), names=[name, "b"]).axes
+        assert axes[2].get_xlabel().split("\n") == ["Standard deviation of the", "integrated pulse profile"]
+
+    @pytest.mark.parametrize("name", ["long " * 30 + "[m s**-1]", "x" * 70 + " [m s**-1]", "[m s**-1]" * 9])
+    def test_longer_ones_keep_their_ends(self, name):
+        figure = corner(rows(20, 2), rows(20, 2), names=["a", name])
+        lines = figure.axes[2].get_ylabel().split("\n")
+        assert len(lines) == 2
+        assert max(map(len, lines)) <= 25
+        assert "…" in "".join(lines)
+        assert (lines[0][0], lines[1][-9:]) == (name[0], "[m s**-1]")
+        assert name in figure.get_label()
+
+    @pytest.mark.parametrize("name", ["cost in $", "$x^$", "\\alpha_$\\", "", "a\nb"])
+    def test_no_name_is_read_as_a_formula(self, name):
+        drawn(corner(rows(20, 2), rows(20, 2), names=["a", name]))
+
     def test_mismatches_are_errors(self):
         with pytest.raises(DataError, match="3 features in data, of 2 in samples"):
             corner(rows(5, 3), rows(5, 2))

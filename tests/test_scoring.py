@@ -18,7 +18,7 @@ import xarray as xr
 
 import sciflow as sf
 from sciflow.data.lock import writing
-from sciflow.errors import ConfigError, LayoutError, RunError, StoreError
+from sciflow.errors import ConfigError, LayoutError, RunError, ShapeError, StoreError
 from sciflow.scoring.distributed import score_on_ray
 from sciflow.scoring.parts import Scoring
 
@@ -194,6 +194,25 @@ class TestTheOutput:
         score_here(model, store, tmp_path / "out.zarr")
         assert contents(tmp_path / "out.zarr") == contents(score_here(model, store, tmp_path / "plain.zarr"))
 
+    @pytest.mark.parametrize("place", ["", "train", "../t2m.zarr/train", ".."])
+    def test_is_never_what_is_scored(self, place, model, tmp_path):
+        store = sharded(tmp_path / "t2m.zarr")
+        before = contents(tmp_path / "t2m.zarr")
+        with pytest.raises(StoreError, match="is read, or lies in it or around it"):
+            score_here(model, store, tmp_path / "t2m.zarr" / place, overwrite=True)
+        assert contents(tmp_path / "t2m.zarr") == before
+
+    def test_of_the_same_values_at_other_places_is_another(self, model, store, tmp_path):
+        later = temperatures()
+        later = sharded(tmp_path / "later.zarr", later.assign_coords(time=later.time + np.timedelta64(365, "D")))
+        out = score_here(model, store, tmp_path / "out.zarr")
+        with pytest.raises(StoreError, match="already there, with other contents"):
+            score_here(model, later, out)
+
+    def test_opens_without_a_word(self, model, store, tmp_path, recwarn):
+        xr.open_zarr(score_here(model, store, tmp_path / "out.zarr"))
+        assert not recwarn.list
+
     def test_is_written_by_one_at_a_time(self, model, store, tmp_path):
         with writing(tmp_path / "out.zarr"), pytest.raises(StoreError, match="another process is writing it"):
             score_on_ray(model, store.path, tmp_path / "out.zarr")
@@ -228,10 +247,13 @@ class TestTheOutput:
         job = Scoring(str(model), store.path, str(tmp_path / "out.zarr"), 4096)
         for shard in job.begin(False):
             job.score_shard(*shard)
-        next(Path(tmp_path / "out.zarr.parts").glob("*.safetensors")).write_bytes(b"short")
-        with pytest.raises(RunError, match="a part is damaged"):
-            job.finish()
-        assert not (tmp_path / "out.zarr").exists()
+        part = next(Path(tmp_path / "out.zarr.parts").glob("*.safetensors"))
+        whole = bytearray(part.read_bytes())
+        for damaged in (b"short", whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]):
+            part.write_bytes(damaged)
+            with pytest.raises(RunError, match="a part is damaged"):
+                job.finish()
+            assert not (tmp_path / "out.zarr").exists()
 
 
 def flat(url: str) -> dict[str, str]:
@@ -306,6 +328,28 @@ class TestWhatIsLeftOut:
         (run / "workflow.yaml").write_text(f"name: demo\ndata: {{store: {store.path}}}\n")
         with pytest.raises(ConfigError, match=r"Give --out, or scoring\.out in the workflow"):
             score_on_ray(run)
+
+
+class TestInThisProcess:
+    def test_a_path_is_a_store(self, model, store):
+        density = sf.load(model)
+        xr.testing.assert_identical(sf.score(density, store.path), sf.score(density, store))
+        with pytest.raises(StoreError, match="no such store"):
+            sf.score(density, "none.zarr")
+
+    def test_what_cannot_be_scored_is_told(self, model):
+        density = sf.load(model)
+        with pytest.raises(ConfigError, match="batch_size 0: 1 event or more"):
+            sf.score(density, np.zeros((3, 4)), batch_size=0)
+        for shape in ((4,), (2, 3, 4)):
+            with pytest.raises(ShapeError, match=r"expected; got"):
+                sf.score(density, np.zeros(shape))
+
+    def test_one_context_is_for_all(self):
+        density = sf.flows.NSF((2,), context_shape=(1,), num_transforms=1, seed=0)
+        scores = [sf.score(density, np.zeros((7, 2)), context=c, batch_size=3) for c in ([[0.5]], [0.5], [[0.5]] * 7)]
+        assert scores[0].identical(scores[1])
+        assert scores[0].identical(scores[2])
 
 
 class TestWhatDoesNotFit:

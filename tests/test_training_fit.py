@@ -174,6 +174,17 @@ class TestWhatItRefuses:
         with pytest.warns(UserWarning, match="is constant"):
             assert sf.fit(small((3,)), rows, max_steps=2, degenerate="warn").steps == 2
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_column_that_the_floating_type_cannot_resolve(self, dtype):
+        rows = np.random.default_rng(0).normal(size=(300, 2))
+        rows[:, 1] = 1.7e9 + 600 * rows[:, 1]
+        flow = sf.flows.NSF((2,), num_transforms=1, seed=0).to(dtype)
+        if dtype == torch.float64:
+            sf.fit(flow, rows, max_steps=2)
+            return
+        with pytest.raises(DataError, match=r"element \[1\] of the event: values about 1.7e\+09 .* in steps of 2e\+02"):
+            sf.fit(flow, rows, max_steps=2)
+
     def test_a_column_that_rarely_varies_is_no_constant(self):
         rows = np.column_stack([gaussian(100), np.zeros(100)])
         rows[::7, 2] = 1.0

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,13 @@ import torch
 import yaml
 
 import sciflow as sf
-from sciflow.errors import CheckpointError, DataError, ModelFileError, RunError, StoreError, TrainingError
+from sciflow.errors import CheckpointError, ConfigError, DataError, ModelFileError, RunError, StoreError, TrainingError
+from sciflow.inspection import describe
+from sciflow.scoring.samples import samples_as_dataset
 from sciflow.training import checkpoint as checkpoints
 from sciflow.training import files, metrics
 from sciflow.training.metrics import Metrics, read_metrics
+from sciflow.training.report import write_report
 from sciflow.training.run import DRIVER_LOCK, Run
 
 COMMAND = [sys.executable, "-m", "sciflow.cli"]
@@ -90,7 +94,6 @@ class TestARun:
             "tensorboard",
             "model",
             "outcome.json",
-            "lock",
         }
         assert list((run.folder / "tensorboard").glob("events.out.tfevents.*"))
         assert run.fit().steps == 60
@@ -178,7 +181,7 @@ class TestKilled:
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
         assert digest(folder) == digest(unbroken)
         steps = [r["step"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
-        assert steps == list(range(10, 301, 10))
+        assert steps == [1, *range(10, 301, 10)]
 
 
 class TestAnotherConfiguration:
@@ -303,17 +306,51 @@ class TestDamage:
         with pytest.raises(ModelFileError, match="damaged"):
             _ = run.density
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"validation": {"mean": 1}}'])
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"validation": {"mean": 1}}', "\xff"])
     def test_of_the_outcome_is_told(self, run, content):
         (run.folder / "outcome.json").write_text(content)
         with pytest.raises(RunError, match=r"outcome.json: damaged"):
             _ = run.outcome
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("steps", None), ("steps", "many"), ("ended", "never"), ("validation", None)]
+    )
+    def test_of_a_figure_of_the_outcome_is_told(self, run, key, value, workflow, tmp_path):
+        train(workflow, tmp_path)
+        file = run.folder / "outcome.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        with pytest.raises(RunError, match=r"outcome.json: damaged .*: remove it, and run sciflow train again"):
+            run.fit()
+        file.unlink()
+        assert train(workflow, tmp_path).fit().steps == 60
+
+    @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+    def test_a_model_that_is_gone_is_made_again(self, run, name, workflow, tmp_path):
+        before = digest(train(workflow, tmp_path))
+        (run.folder / "model" / name).unlink()
+        assert run.outcome is None
+        assert digest(train(workflow, tmp_path)) == before
+        assert run.outcome is not None
+
+    @pytest.mark.parametrize("content", [b"", b"[1, 2]", b"words", b"5", b"\xff\xfe\x00", b"[" * 3000, b"name: [1]"])
+    def test_of_the_workflow_is_told(self, run, content):
+        run.workflow_file.write_bytes(content)
+        with pytest.raises(RunError, match=r"workflow.yaml: damaged: "):
+            _ = run.workflow
 
     def test_of_the_metrics_costs_their_tail_only(self, run, workflow, tmp_path):
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write('{"step": 45, "lo')
         train(workflow, tmp_path)
         assert read_metrics(run.folder / "metrics.jsonl")[-1]["step"] == 60
+
+    @pytest.mark.parametrize("line", ["5", "[]", "{}", '{"step": null}', '{"step": 7, "loss": "low"}', "[" * 5000])
+    def test_of_a_line_of_the_metrics_costs_that_line_only(self, run, line, workflow, tmp_path):
+        file = run.folder / "metrics.jsonl"
+        records = read_metrics(file)
+        file.write_text(f"{line}\n" + file.read_text())
+        assert read_metrics(file) == records
+        assert train(workflow, tmp_path).fit().history[-1]["step"] == 60
 
 
 def full(*_, **__):
@@ -423,6 +460,68 @@ class TestRowsThatCannotBeTrainedOn:
         workflow["data"]["store"] = sf.shard(rows, tmp_path / "s.zarr", split=[1, 0, 0], progress=False).path
         with pytest.raises(DataError, match="20 training and 0 validation events"):
             train(workflow, tmp_path / "runs")
+
+
+class TestInspect:
+    def told(self, path: Path, capsys) -> str:
+        describe(path)
+        return capsys.readouterr().out
+
+    def test_a_run_that_has_ended_and_one_that_has_not(self, workflow, tmp_path, monkeypatch, capsys):
+        run = stopped_at(monkeypatch, 37, workflow, tmp_path)
+        assert "not ended; step 30" in self.told(run.folder, capsys)
+        assert "ended after 60 steps" in self.told(train(workflow, tmp_path).folder, capsys)
+
+    def test_scores_with_their_mean_log_p_over_each_split(self, store, workflow, tmp_path, capsys):
+        run = train(workflow, tmp_path)
+        sf.score(run.density, store, progress=False).to_zarr(tmp_path / "scores.zarr", consolidated=False)
+        words = self.told(tmp_path / "scores.zarr", capsys)
+        assert words.startswith(f"scores {tmp_path / 'scores.zarr'}")
+        assert re.search(r"likelihood +exact", words)
+        assert re.search(r"mean log p .* nats, 500 events", words)
+        held = run.outcome["validation"]
+        assert re.search(rf"validation +{re.escape(str(held))}, {held.count} events", words)
+
+    def test_samples(self, workflow, tmp_path, capsys):
+        samples_as_dataset(train(workflow, tmp_path).density, torch.zeros(7, 2)).to_zarr(
+            tmp_path / "drawn.zarr", consolidated=False
+        )
+        words = self.told(tmp_path / "drawn.zarr", capsys)
+        assert words.startswith("samples ")
+        assert "sample 7" in words
+
+    def test_a_zarr_store_of_another_kind_is_an_error(self, tmp_path):
+        import xarray as xr
+
+        xr.Dataset({"u": ("x", np.arange(3.0))}).to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
+        with pytest.raises(StoreError, match="not a store of ours"):
+            describe(tmp_path / "other.zarr")
+
+
+def test_the_report_names_the_elements_of_gridded_events(tmp_path):
+    import xarray as xr
+
+    values = np.random.default_rng(0).normal(size=(240, 10))
+    field = xr.DataArray(values, dims=("time", "cell"), name="t2m", attrs={"units": "K"})
+    path = sf.shard(field, tmp_path / "field.zarr", event={"time": 4}, sample=["cell"], progress=False).path
+    run = train({"name": "r", "data": {"store": path}, "model": PLAIN, "training": {"max_steps": 5}}, tmp_path)
+    page = write_report(run).read_text()
+    assert "by t2m time+0 [K], t2m time+1 [K], t2m time+2 [K], t2m time+3 [K]" in page
+
+
+def test_gradients_are_those_of_the_loop_not_of_the_caller(workflow, tmp_path):
+    with torch.no_grad():
+        run = train(workflow, tmp_path)
+        assert not torch.is_grad_enabled()
+    assert run.outcome["best_step"] > 0
+
+
+def test_more_workers_than_this_machine_has_cores_for_are_refused_at_once(workflow, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    message = "cluster: 64 workers need 64 cores, this machine has 2: lower cluster.num_workers, or name a cluster"
+    with pytest.raises(ConfigError, match=message):
+        sf.train(workflow, ["cluster.num_workers=64"], runs=tmp_path)
 
 
 def test_a_run_that_is_none_says_so(tmp_path):

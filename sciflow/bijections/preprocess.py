@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -178,7 +179,7 @@ class Logit(Preprocessor):
         high: Upper bound of every element; None to fit it.
 
     Raises:
-        ConfigError: ``low`` is not below ``high``.
+        ConfigError: A bound is no finite number, or ``low`` is not below ``high``.
 
     Example:
         >>> z, log_det = Logit((1,), low=0.0, high=100.0)(torch.tensor([[50.0], [100.0]]))
@@ -193,6 +194,7 @@ class Logit(Preprocessor):
     high: Tensor
 
     def __init__(self, event_shape: Sequence[int], low: float | None = None, high: float | None = None) -> None:
+        _require_numbers("logit", low=low, high=high)
         if low is not None and high is not None and not low < high:
             raise ConfigError(f"logit: low must be below high; got low={low}, high={high}")
         super().__init__(event_shape)
@@ -251,7 +253,7 @@ class Dequantize(Preprocessor):
         step: Distance :math:`\Delta` of grid values; None to take the smallest gap of each element's training values.
 
     Raises:
-        ConfigError: ``step`` is not positive.
+        ConfigError: ``step`` is not positive, or no finite number.
 
     Example:
         >>> dequantize = Dequantize((1,), step=1.0).eval()
@@ -264,6 +266,7 @@ class Dequantize(Preprocessor):
     origin: Tensor
 
     def __init__(self, event_shape: Sequence[int], step: float | None = None) -> None:
+        _require_numbers("dequantize", step=step)
         if step is not None and not step > 0:
             raise ConfigError(f"dequantize: step must be positive; got {step}")
         super().__init__(event_shape)
@@ -322,7 +325,7 @@ def preprocessing(
         Traceback (most recent call last):
         sciflow.errors.ConfigError: preprocess: unknown 'standardise'; did you mean standardize?
     """
-    steps = [names] if isinstance(names, str | Mapping) else list(names)
+    steps = [names] if isinstance(names, str | Mapping) or not isinstance(names, Sequence) else list(names)
     bijections = [_build(step, event_shape) for step in steps]
     if not bijections:
         return Identity(event_shape)
@@ -336,9 +339,17 @@ def _build(step: str | Mapping[str, Any], event_shape: Sequence[int]) -> Bijecti
         name, options = next(iter(step.items()))
     else:
         name, options = step, {}
-    if name not in _KINDS:
+    if not isinstance(name, str) or name not in _KINDS:
         raise ConfigError(f"preprocess: unknown {name!r}; {nearest(str(name), _KINDS)}")
     try:
         return _KINDS[name](event_shape, **(options or {}))
     except TypeError:
         raise ConfigError(f"preprocess: {name} does not take {options}") from None
+
+
+def _require_numbers(kind: str, **options: Any) -> None:
+    """Refuse what float32, in which the numbers are kept, cannot hold: NaN, infinity, 1e39, and what is no number."""
+    for name, value in options.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (number and abs(value) <= torch.finfo(torch.float32).max):
+            raise ConfigError(f"{kind}: {name} must be a finite number; got {value!r}")

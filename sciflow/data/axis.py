@@ -55,7 +55,8 @@ def find_gap(layout: Layout, coordinates: Mapping[str, np.ndarray], name: str) -
         values = coordinates.get(window.name)
         if window.stride is None or values is None or values.dtype.kind not in "fiuM" or len(values) < 2:
             continue
-        steps = np.diff(values.astype(np.int64) if values.dtype.kind == "u" else values)
+        # Small and unsigned integers would wrap.
+        steps = np.diff(values.astype(np.int64) if values.dtype.kind in "iu" else values)
         sizes = np.abs(steps.astype(np.float64))
         _require_order(values, steps.astype(np.float64), f"{name}: dimension '{window.name}'")
         jumps = np.flatnonzero(sizes > LARGEST_STEP * np.median(sizes))

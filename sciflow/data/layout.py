@@ -11,7 +11,10 @@ import numpy as np
 
 from sciflow.errors import LayoutError, nearest
 
-__all__ = ["EventDim", "Layout", "SampleDim", "full_name", "unknown"]
+__all__ = ["SCORE_NAMES", "EventDim", "Layout", "SampleDim", "full_name", "require_names", "resolve", "unknown"]
+
+# What scores are called: nothing that labels the grid may be called so too.
+SCORE_NAMES = ("log_prob", "error", "nfe", "status", "split")
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,33 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     hint = nearest(name, known)
     return f"no {what} '{name}'; {hint}" + (f" known: {', '.join(known)}" if hint.endswith("?") else "")
+
+
+def require_names(layout: Layout) -> None:
+    """Refuse dimensions that could not be told from something else in a store, in scores or in samples.
+
+    Example:
+        >>> require_names(Layout(("x",), ("",), (SampleDim("status", "status", 3),), ()))
+        Traceback (most recent call last):
+        ...
+        sciflow.errors.LayoutError: dimension 'status' has a name that scores use: rename it
+
+    Raises:
+        LayoutError: A name is taken.
+    """
+    counted = [dim.name for dim in layout.sample_dims]
+    for name in counted:
+        if name in SCORE_NAMES:
+            raise LayoutError(f"dimension '{name}' has a name that scores use: rename it")
+    inside = [dim.name for dim in layout.event_dims]
+    if "sample" in inside:
+        raise LayoutError("dimension 'sample' has a name that samples of events are counted by: rename it, or count it")
+    names = [*counted, *inside]
+    if layout.has_variable_axis and "variable" in names:
+        raise LayoutError("dimension 'variable' has the name of the axis that variables lie along: rename it")
+    twice = [name for name in counted if names.count(name) > 1]
+    if twice:
+        raise LayoutError(f"dimension '{twice[0]}' has the name that is given to the windows of another: rename it")
 
 
 def resolve(

@@ -55,7 +55,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all events: equal for equal events in equal order, whatever the compressor."""
+        """Hash of all events: equal for equal events at equal places, whatever the compressor."""
         return _sha256(json.dumps([astuple(record) for record in self.shards]))
 
     def of_split(self, split: str) -> list[ShardRecord]:
@@ -81,15 +81,15 @@ class Manifest:
         return cls(tuple(ShardRecord(*row) for row in content["shards"]), content["files"])
 
 
-def hash_rows(events: np.ndarray, context: np.ndarray | None) -> str:
-    """Hash the rows of a shard.
+def hash_rows(events: np.ndarray, index: np.ndarray, context: np.ndarray | None) -> str:
+    """Hash the rows of a shard: the events, their places in the grid, and their context.
 
     Example:
-        >>> hash_rows(np.zeros((2, 3), "float32"), None)[:8]
-        '9d908ecf'
+        >>> hash_rows(np.zeros((2, 3), "float32"), np.arange(2), None)[:8]
+        '19ea44be'
     """
     digest = hashlib.sha256()
-    for array in (events, *(() if context is None else (context,))):
+    for array in (events, index, *(() if context is None else (context,))):
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 

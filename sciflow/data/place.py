@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
+
+import zarr
 
 from sciflow.errors import StoreError
 
-__all__ = ["put_in_place", "require_free"]
+__all__ = ["consolidate", "put_in_place", "require_apart", "require_free"]
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -22,6 +25,29 @@ def require_free(path: Path, overwrite: bool) -> None:
         raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
     if not (path / "zarr.json").exists():
         raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
+
+
+def require_apart(out: str | Path, source: str | Path) -> None:
+    """Refuse an output that is one of the things it is made from, lies in it, or holds it.
+
+    Raises:
+        StoreError: They are not apart.
+    """
+    if "://" in f"{out}{source}":
+        apart = str(out).rstrip("/") != str(source).rstrip("/")
+    else:
+        mine, its = Path(out).resolve(), Path(source).resolve()
+        apart = mine not in (its, *its.parents) and its not in mine.parents
+    if not apart:
+        raise StoreError(f"{out}: is {source}, which is read, or lies in it or around it: choose another place")
+
+
+def consolidate(path: str | Path) -> None:
+    """Gather the metadata of a finished store, so that xarray opens it without a word."""
+    with warnings.catch_warnings():
+        # That it is not part of Zarr v3 yet; those who do not know it read the arrays' own metadata.
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
 def put_in_place(finished: Path, path: Path) -> None:

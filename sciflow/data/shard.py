@@ -19,9 +19,9 @@ import zarr
 from sciflow.data.layout import Layout
 from sciflow.data.lock import writing
 from sciflow.data.missing import Missing, survey
-from sciflow.data.place import put_in_place, require_free
+from sciflow.data.place import put_in_place, require_apart, require_free
 from sciflow.data.source import Block, EventSource
-from sciflow.data.sources import open_source
+from sciflow.data.sources import expand, open_source
 from sciflow.data.split import SPLITS, SplitRule, assign
 from sciflow.data.store import Store, is_url, open_store
 from sciflow.data.writer import StoreWriter
@@ -99,6 +99,7 @@ def shard(
         (800, (3,))
     """
     _require_place(path, overwrite)
+    data = expand(data)
     _require_no_source(path, data)
     source = open_source(
         data, variables=variables, event=event, sample=sample, stride=stride, context=context, dtype=dtype
@@ -223,7 +224,7 @@ class _Stream:
                 if filled + len(take) == size:
                     pending.submit(
                         partial(self._writer.write, self._name, number, events, index, context),
-                        partial(self._writer.account, self._name, number, events, context),
+                        partial(self._writer.account, self._name, number, events, index, context),
                     )
                     self._buffers = None
                     del events, index, context
@@ -304,8 +305,7 @@ def _is_taken(url: str) -> bool:
 
 def _require_no_source(path: str | Path, data: Any) -> None:
     for source in _paths(data) or ():
-        if Path(source).absolute() == Path(path).absolute():
-            raise StoreError(f"{path}: is one of the sources: choose another name for the store")
+        require_apart(path, source)
 
 
 def _require_events(counts: dict[str, int], rule: SplitRule, layout: Layout, found: Missing) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from sciflow.data.cast import to_floats
-from sciflow.data.layout import EventDim, Layout, full_name, resolve, unknown
+from sciflow.data.layout import SCORE_NAMES, EventDim, Layout, full_name, require_names, resolve, unknown
 from sciflow.errors import DataError, LayoutError, first_line
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "EventSource", "GridSource"]
 
+# What xarray itself writes beside numbers, and goes by when it reads them.
+ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "dtype")
+# Most file systems take no more bytes.
+LONGEST_NAME = 255
 PERIODS = {"hour": np.timedelta64(1, "h"), "day": np.timedelta64(1, "D"), "week": np.timedelta64(1, "W")}
 
 
@@ -121,7 +126,11 @@ class GridSource(EventSource):
     ) -> None:
         self.name = name
         self.dataset = dataset
-        chosen = _choose(dataset, variables, name)
+        for what, names in (("dimension", dataset.dims), ("variable", dataset.data_vars)):
+            for given in names:
+                if not isinstance(given, str):
+                    raise LayoutError(f"{name}: a {what} is called {given!r}, which is no text: rename it")
+        chosen = _choose(dataset, variables, context, name)
         for variable in (*chosen, *context):
             _require_numbers(dataset, variable, name)
         widest = max((dataset[variable] for variable in chosen), key=lambda array: array.ndim)
@@ -150,6 +159,14 @@ class GridSource(EventSource):
             context_size=sum(self._context_size(variable, event_dims) for variable in context),
             dtype=dtype,
         )
+        try:
+            require_names(self.layout)
+        except LayoutError as error:
+            raise LayoutError(f"{name}: {error}") from None
+        counted_names = {dim.name for dim in sample_dims}
+        for coordinate, values in self.coordinates().coords.items():
+            if coordinate in SCORE_NAMES and counted_names.issuperset(values.dims):
+                raise LayoutError(f"{name}: coordinate '{coordinate}' has a name that scores use: rename or drop it")
 
     def blocks(self, max_bytes: int, start: int = 0) -> Iterator[Block]:
         shape = self.layout.grid_shape
@@ -180,23 +197,31 @@ class GridSource(EventSource):
         sources = {dim.source: dim for dim in self.layout.sample_dims}
         windows = {dim.name: dim for dim in self.layout.event_dims if dim.stride is not None}
         dims = {*sources, *(dim.name for dim in self.layout.event_dims)}
+        taken = {*self.layout.event_axes, *(dim.name for dim in self.layout.sample_dims)}
         for name, coordinate in self.dataset.coords.items():
-            if coordinate.ndim != 1 or coordinate.dims[0] not in dims:
+            if coordinate.ndim != 1 or coordinate.dims[0] not in dims or not _is_file_name(name):
                 continue
             dim = str(coordinate.dims[0])
-            values, attrs = _plain(coordinate.values), dict(coordinate.attrs)
-            if values is None:
+            values = _plain(coordinate.values)
+            if values is None or (name != dim and name in taken):
                 continue
+            attrs = _plain_attrs(coordinate.attrs, values)
+            if not _comes_back(values, attrs):
+                attrs = {}
+                if not _comes_back(values, attrs):
+                    continue
             if dim in windows:
                 window, counted = windows[dim], sources[dim]
                 stride = window.stride or window.size
                 first = values[: (counted.size - 1) * stride + 1 : stride]
-                found[counted.name if name == dim else f"{name}"] = (counted.name, first, attrs)
+                found[counted.name if name == dim else name] = (counted.name, first, attrs)
                 if name == dim and values.dtype.kind in "fiuM":
                     # Inside a window what counts is the distance from its beginning.
-                    found[dim] = (dim, values[: window.size] - values[0])
+                    # Small and unsigned integers would wrap.
+                    inside = values[: window.size].astype(np.int64 if values.dtype.kind in "iu" else values.dtype)
+                    found[dim] = (dim, inside - inside[0])
             else:
-                found[str(name)] = (dim, values, attrs)
+                found[name] = (dim, values, attrs)
         if self.layout.has_variable_axis:
             found["variable"] = ("variable", np.array(self.layout.variables, object))
         return xr.Dataset(coords=found)
@@ -253,7 +278,7 @@ class GridSource(EventSource):
 
     def _read(self, variable: str, box: Mapping[str, slice]) -> np.ndarray:
         try:
-            return np.asarray(self.dataset[variable].isel(box).values)
+            return np.asarray(self.dataset[variable].variable.isel(box).values)
         except Exception as error:
             # Whatever the reader of the file raises: what was promised when it was opened is not there.
             where = f"{self.name}: variable '{variable}'"
@@ -280,18 +305,22 @@ class GridSource(EventSource):
         return math.prod(dim.size for dim in event_dims if dim.name in self.dataset[variable].dims)
 
 
-def _choose(dataset: xr.Dataset, variables: Sequence[str] | None, name: str) -> list[str]:
+def _choose(dataset: xr.Dataset, variables: Sequence[str] | None, context: Sequence[str], name: str) -> list[str]:
     have = {str(variable): dataset[variable].dims for variable in dataset.data_vars}
+    for variable in variables or ():
+        if variable not in dataset.variables:
+            raise LayoutError(f"{name}: {unknown('variable', variable, have)}")
+    named = [*(variables or ()), *context]
+    for variable in named:
+        if named.count(variable) > 1:
+            raise LayoutError(f"{name}: variable '{variable}' is named twice")
     if variables:
-        for variable in variables:
-            if variable not in dataset.variables:
-                raise LayoutError(f"{name}: {unknown('variable', variable, have)}")
-        duplicates = sorted({variable for variable in variables if list(variables).count(variable) > 1})
-        if duplicates:
-            raise LayoutError(f"{name}: variable '{duplicates[0]}' is named twice")
         return list(variables)
     if not have:
         raise DataError(f"{name}: there are no variables in it")
+    have = {variable: dims for variable, dims in have.items() if variable not in context}
+    if not have:
+        raise LayoutError(f"{name}: no variable is left for the events")
     if len(have) == 1 or (all(len(dims) == 1 for dims in have.values()) and len(set(have.values())) == 1):
         return list(have)
     raise LayoutError(f"{name}: several variables; choose with --variables among {_listed(dataset)}")
@@ -356,12 +385,51 @@ def _periods(dataset: xr.Dataset, event: Mapping[str, int | None], stride: Mappi
 
 def _plain(values: np.ndarray) -> np.ndarray | None:
     """Coordinates that a store can hold: numbers, times and text; None for anything else."""
-    if values.dtype.kind not in "OSUT":
-        return values
+    if values.dtype.kind in "biufcmM":
+        return None if values.dtype in (np.longdouble, np.clongdouble) else values
+    if values.dtype.kind not in "OUT":
+        return None
     items = values.tolist()
     if all(isinstance(item, str) for item in items):
         return np.array(items, object)
     return values if all(hasattr(item, "calendar") for item in items) else None
+
+
+def _is_file_name(name: Hashable) -> TypeGuard[str]:
+    """Whether an array of a store may be called so: its name is that of a folder."""
+    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        return False
+    return name not in ("", "zarr.json") and not name.startswith((".", "__")) and not {"/", "\\"}.intersection(name)
+
+
+def _plain_attrs(attrs: Mapping[Any, Any], values: np.ndarray) -> dict[str, Any]:
+    """Attributes that a store can hold, in plain Python: those that are JSON, and no word of how values are encoded."""
+    is_date = values.dtype.kind in "mM" or hasattr(values[0], "calendar")
+    reserved = (*ENCODING, "units", "calendar") if is_date else ENCODING
+    found: dict[str, Any] = {}
+    for name, value in attrs.items():
+        if isinstance(value, (np.ndarray, np.generic)):
+            # Dates of NumPy would become plain integers.
+            value = value.tolist() if value.dtype.kind in "biufU" else None
+        if not isinstance(name, str) or name in reserved or value is None:
+            continue
+        try:
+            found[name] = json.loads(json.dumps(value))
+        except (TypeError, ValueError, RecursionError):
+            continue
+    return found
+
+
+def _comes_back(values: np.ndarray, attrs: dict[str, Any]) -> bool:
+    """Whether xarray reads again what it writes: dates of the far future and odd units it does not."""
+    import xarray as xr
+
+    try:
+        encoded = xr.conventions.encode_cf_variable(xr.Variable("x", values, attrs))
+        xr.conventions.decode_cf_variable("x", encoded).load()
+    except Exception:
+        return False
+    return True
 
 
 def _spelled(value: object) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sciflow.data.cast import to_floats
 from sciflow.data.source import EventSource, GridSource
 from sciflow.data.table import DELIMITERS, TableSource
 from sciflow.errors import DataError, LayoutError, first_line
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["as_dataset", "open_source"]
+__all__ = ["as_dataset", "expand", "open_source"]
 
 TABLES = {*DELIMITERS, ".parquet", ".pq"}
 NETCDF = {".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".netcdf"}
@@ -40,8 +41,9 @@ def open_source(
     """Open what a user has as a source of events.
 
     Args:
-        data: A path or several of one kind (NetCDF, Zarr, GRIB, CSV, TSV, Parquet, npz, npy), an ``xarray.Dataset`` or
-            ``DataArray``, a pandas ``DataFrame``, a NumPy array or a torch tensor.
+        data: A path or several of one kind (NetCDF, Zarr, GRIB, CSV, TSV, Parquet, npz, npy), or a pattern such as
+            ``era5_*.nc``; an ``xarray.Dataset`` or ``DataArray``, a pandas ``DataFrame``, a NumPy array or a torch
+            tensor.
         variables: What an event is made of.
         event: Window length by dimension, None for a whole dimension; or names of whole dimensions.
         sample: Dimensions that are counted.
@@ -55,6 +57,7 @@ def open_source(
     """
     if dtype not in ("float32", "float64"):
         raise LayoutError(f"dtype '{dtype}': events are stored as float32 or float64")
+    data = expand(data)
     paths = [data] if isinstance(data, (str, Path)) else data
     is_paths = isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths)
     if is_paths and Path(paths[0]).suffix.lower() in TABLES:
@@ -66,8 +69,37 @@ def open_source(
         _require_files(paths)
         return TableSource(paths, variables, context, dtype)
     dataset = _open_files(paths) if is_paths else as_dataset(data)
-    name = str(paths[0]) if is_paths else "dataset"
+    name = _named(paths) if is_paths else "dataset"
     return GridSource(dataset, variables, event, sample, stride, context, dtype, name)
+
+
+def expand(data: Any) -> Any:
+    """Put in place of every path that is a pattern the files that it means, sorted; all else stays as it is.
+
+    Raises:
+        DataError: No file is meant.
+
+    Example:
+        >>> expand(["a.nc", "s3://bucket/*.zarr"])
+        ['a.nc', 's3://bucket/*.zarr']
+    """
+    paths = [data] if isinstance(data, (str, Path)) else data
+    if not isinstance(paths, (list, tuple)) or not any(_is_pattern(path) for path in paths):
+        return data
+    found: list[Any] = []
+    for path in paths:
+        files = sorted(glob.glob(str(path), recursive=True)) if _is_pattern(path) else [path]
+        if not files:
+            raise DataError(f"{path}: no such file, and none that it is a pattern of")
+        found += files
+    return found
+
+
+def _is_pattern(path: Any) -> bool:
+    if not isinstance(path, (str, Path)) or "://" in str(path) or not glob.has_magic(str(path)):
+        return False
+    # A file may well be called so.
+    return not Path(path).exists()
 
 
 def as_dataset(data: Any) -> xr.Dataset:
@@ -86,7 +118,9 @@ def as_dataset(data: Any) -> xr.Dataset:
     if isinstance(data, xr.Dataset):
         return data
     if isinstance(data, xr.DataArray):
-        return data.to_dataset(name=data.name or "value")
+        if data.name in data.coords:
+            raise DataError(f"the array and one of its coordinates are both called '{data.name}': rename one")
+        return data.to_dataset(name="value" if data.name is None else str(data.name))
     if isinstance(data, pd.Series):
         data = data.to_frame("value" if data.name is None else data.name)
     if isinstance(data, pd.DataFrame):
@@ -94,6 +128,8 @@ def as_dataset(data: Any) -> xr.Dataset:
         for name in names:
             if names.count(name) > 1:
                 raise DataError(f"{names.count(name)} columns are called '{name}': rename them")
+        if "row" in names:
+            raise DataError("a column is called 'row', as the rows themselves are: rename it")
         columns = {name: ("row", _values(data.iloc[:, place])) for place, name in enumerate(names)}
         return xr.Dataset(columns, coords={"row": _values(data.index)})
     if hasattr(data, "detach"):
@@ -111,7 +147,11 @@ def _values(column: pd.Series | pd.Index) -> np.ndarray:
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         column = pd.Series(column).dt.tz_convert("UTC").dt.tz_localize(None)
     if pd.api.types.is_extension_array_dtype(column.dtype) and pd.api.types.is_numeric_dtype(column.dtype):
-        return column.to_numpy() if not column.hasnans else column.to_numpy("float64", na_value=np.nan)
+        if not column.hasnans:
+            return column.to_numpy()
+        if pd.api.types.is_integer_dtype(column.dtype):
+            to_floats(column.dropna().to_numpy(), "float64", f"column '{column.name}'")
+        return column.to_numpy("float64", na_value=np.nan)
     return column.to_numpy()
 
 
@@ -141,53 +181,84 @@ def _open_files(paths: Sequence[str | Path]) -> xr.Dataset:
     else:
         kinds = ", ".join(sorted({*TABLES, *NETCDF, *GRIB, *ARRAYS, ".zarr"}))
         raise DataError(f"{first}: unknown kind of file; known: {kinds}")
+    if len(paths) == 1:
+        return _open_labelled(paths[0], engine)
     try:
-        if len(paths) > 1:
-            import dask
+        import dask
 
+        with dask.config.set({"array.chunk-size": LAZY_CHUNK}):
             files = [str(path) for path in paths]
-            with dask.config.set({"array.chunk-size": LAZY_CHUNK}):
-                return xr.open_mfdataset(
-                    files, engine=engine, combine="by_coords", chunks="auto", decode_timedelta=False
-                )
+            return xr.open_mfdataset(files, engine=engine, combine="by_coords", chunks="auto", decode_timedelta=False)
+    except Exception as error:
+        # One that cannot be read on its own is to blame.
+        for path in paths:
+            _open_labelled(path, engine).close()
+        raise DataError(f"{_named(paths)}: they do not go together: {first_line(error)}") from None
+
+
+def _open_labelled(path: str | Path, engine: str | None) -> xr.Dataset:
+    import xarray as xr
+
+    try:
         # A period of waves in seconds is a number, not a time.
-        return xr.open_dataset(str(paths[0]), engine=engine, decode_timedelta=False)
+        dataset = xr.open_dataset(str(path), engine=engine, decode_timedelta=False)
     except ImportError as error:
-        raise DataError(f"{first}: reading it needs another package: {first_line(error)}") from None
+        raise DataError(f"{path}: reading it needs another package: {first_line(error)}") from None
     except PermissionError:
-        raise DataError(f"{first}: no permission to read it") from None
+        raise DataError(f"{path}: no permission to read it") from None
     except Exception as error:
         if engine == "cfgrib" and "unrecognized engine" in str(error):
-            raise DataError(f"{first}: reading GRIB needs cfgrib: pip install cfgrib") from None
+            raise DataError(f"{path}: reading GRIB needs cfgrib: pip install cfgrib") from None
         reason = "it is of no kind that xarray knows" if "did not find a match" in str(error) else first_line(error)
-        raise DataError(f"{paths[0]}: not a readable {suffix or 'Zarr'} file: {reason}") from None
+        kind = Path(path).suffix.lower() or "Zarr"
+        raise DataError(f"{path}: not a readable {kind} file: {reason}") from None
+    if "sciflow" in dataset.attrs:
+        raise DataError(f"{path}: is already a store: open it with sf.open_store, or train on it")
+    return dataset
+
+
+def _named(paths: Sequence[str | Path]) -> str:
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def _open_arrays(path: Path) -> xr.Dataset:
     import xarray as xr
 
-    try:
-        if path.suffix.lower() == ".npy":
-            return as_dataset(np.load(path, mmap_mode="r", allow_pickle=False))
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except PermissionError:
-        raise DataError(f"{path}: no permission to read it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = first_line(error)
-        if "allow_pickle" in reason and not _begins_with(path, b"\x80", b"PK", b"\x93NUMPY"):
-            reason = "it begins as neither npy nor npz does"
-        elif "pickle" in reason or "Python objects" in reason:
-            raise DataError(f"{path}: it holds Python objects (a pickle), never read: save plain arrays") from None
-        raise DataError(f"{path}: not a readable {path.suffix} file: {reason}") from None
+    arrays = _load_arrays(path)
+    if isinstance(arrays, np.ndarray):
+        if arrays.ndim == 0:
+            raise DataError(f"{path}: a single number is no set of events")
+        return as_dataset(arrays)
     found = {}
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: '{name}' in it is no array: save plain arrays, with np.savez")
         if array.ndim == 0:
             continue
         # Arrays of one length share their rows; what is inside a row is each array's own.
         rows = "row" if len(array) == _rows(arrays) else f"{name}_row"
         found[name] = ((rows, *(f"{name}_{i}" for i in range(1, array.ndim))), array)
     return xr.Dataset(found)
+
+
+def _load_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    except MemoryError:
+        raise DataError(f"{path}: it claims more than memory holds: it is damaged, or belongs into a Zarr") from None
+    except Exception as error:
+        # Whatever NumPy raises on a header that is none.
+        reason = first_line(error)
+        if "allow_pickle" in reason and not _begins_with(path, b"\x80", b"PK", b"\x93NUMPY"):
+            reason = "it begins as neither npy nor npz does"
+        elif "pickle" in reason or "Python objects" in reason:
+            raise DataError(f"{path}: it holds Python objects (a pickle), never read: save plain arrays") from None
+        raise DataError(f"{path}: not a readable {path.suffix} file: {reason}") from None
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> int:

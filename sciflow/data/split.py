@@ -36,7 +36,9 @@ class SplitRule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+        # What holds is asked, not what fails: NaN holds nowhere.
+        sums_to_1 = abs(sum(self.fractions) - 1) <= 1e-6
+        if len(self.fractions) != 3 or not sums_to_1 or min(self.fractions) < 0:
             raise ConfigError(f"split {list(self.fractions)}: give three shares of 0 or more that sum to 1")
         if self.fractions[0] == 0:
             raise ConfigError(f"split {list(self.fractions)}: nothing is left to train on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,12 @@ class _TextFile:
         self._floats: dict[str, Any] = {}
         with _readable(path):
             self._names = _names_of_headless(path, self._delimiter)
+            if self._names is not None:
+                warnings.warn(
+                    f"{path}: no header: columns are called {', '.join(self._names[:3])}"
+                    f"{', ...' if len(self._names) > 3 else ''}, and the first line is data",
+                    stacklevel=2,
+                )
             begin = self._open(None).schema
             self.whole = {field.name for field in begin if types.is_integer(field.type)}
             # What begins with whole numbers, or with nothing, may go on with fractions.
@@ -187,8 +194,9 @@ def _floats(numbers: Any, dtype: str, what: str, whole: bool) -> np.ndarray:
     elif not types.is_floating(numbers.type):
         numbers = numbers.cast("float64")
     values = numbers.to_numpy(zero_copy_only=False)
-    if whole and (values == np.rint(values)).all():
-        to_floats(values.astype(np.int64), dtype, what)
+    numbers = values[np.isfinite(values)] if whole else values[:0]
+    if (numbers == np.rint(numbers)).all():
+        to_floats(numbers.astype(np.int64), dtype, what)
     return to_floats(values, dtype, what)
 
 
@@ -240,7 +248,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except PermissionError:
         raise DataError(f"{path}: no permission to read it") from None
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pyarrow.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
         reason = first_line(error)
         what = "text among numbers" if "conversion error" in reason else "not a readable table"
         raise DataError(f"{path}: {what}: {reason}") from None

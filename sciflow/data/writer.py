@@ -104,9 +104,11 @@ class StoreWriter:
             if rows is not None:
                 write_file(self._group, keys[name], encode_shard(rows, self._chunk_rows, self._shard_rows[split]))
 
-    def account(self, split: str, number: int, events: np.ndarray, context: np.ndarray | None) -> None:
+    def account(
+        self, split: str, number: int, events: np.ndarray, index: np.ndarray, context: np.ndarray | None
+    ) -> None:
         """Enter a shard in the manifest and the statistics."""
-        record = ShardRecord(split, number, len(events), hash_rows(events, context))
+        record = ShardRecord(split, number, len(events), hash_rows(events, index, context))
         statistics = Statistics.of(events) if split == "train" else None
         with self._lock:
             self._records[split, number] = record
@@ -140,7 +142,7 @@ class StoreWriter:
         except Exception:
             # Whatever a decoder raises: it is not whole, and is written anew.
             return
-        self.account(split, number, arrays[0], arrays[2] if self._layout.context else None)
+        self.account(split, number, arrays[0], arrays[1], arrays[2] if self._layout.context else None)
         self._taken.add((split, number))
 
     def _goes_on(self) -> bool:

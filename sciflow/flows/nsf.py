@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from sciflow.flows.flow import Flow
 from sciflow.nets import ResidualMLP
 
 __all__ = ["NSF"]
+
+# Far above any use, and below what would be built for hours.
+MOST_TRANSFORMS, MOST_FEATURES = 1000, 1 << 20
+MOST_SEED = 2**63 - 1  # What torch's generators take.
 
 
 class NSF(Flow):
@@ -68,16 +74,16 @@ class NSF(Flow):
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
         seed: int | None = None,
     ) -> None:
-        hidden_features = (hidden_features,) if isinstance(hidden_features, int) else tuple(hidden_features)
-        _check("num_transforms", num_transforms, num_transforms >= 1, "1 or more")
-        _check(
-            "hidden_features", hidden_features, len(hidden_features) > 0 and min(hidden_features) >= 1, "widths >= 1"
-        )
-        _check("num_bins", num_bins, 2 <= num_bins <= 256, "2 to 256")
-        _check("tail_bound", tail_bound, 0 < tail_bound < math.inf, "a positive number")
-        _check("dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1")
-        num_features = checked_shape(event_shape, "event_shape").numel()
-        num_context = 0 if context_shape is None else checked_shape(context_shape, "context_shape").numel()
+        num_transforms = _whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS)
+        hidden_features = _widths(hidden_features)
+        num_bins = _whole("num_bins", num_bins, 2, 256)
+        _check("tail_bound", tail_bound, _is_number(tail_bound) and 0 < tail_bound < math.inf, "a positive number")
+        _check("dropout", dropout, _is_number(dropout) and 0 <= dropout < 1, "at least 0 and below 1")
+        seed = None if seed is None else _whole("seed", seed, 0, MOST_SEED)
+        event_shape = _shape("event_shape", event_shape)
+        context_shape = None if context_shape is None else _shape("context_shape", context_shape)
+        num_features = event_shape.numel()
+        num_context = 0 if context_shape is None else context_shape.numel()
         network = partial(ResidualMLP, hidden_features=hidden_features, dropout=dropout)
 
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -101,8 +107,8 @@ class NSF(Flow):
                 "num_transforms": num_transforms,
                 "hidden_features": list(hidden_features),
                 "num_bins": num_bins,
-                "tail_bound": tail_bound,
-                "dropout": dropout,
+                "tail_bound": float(tail_bound),
+                "dropout": float(dropout),
                 "preprocess": preprocess,
                 "seed": seed,
             },
@@ -114,4 +120,34 @@ class NSF(Flow):
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
-        raise ConfigError(f"NSF: {name} must be {expected}; got {value}")
+        raise ConfigError(f"NSF: {name} must be {expected}; got {value!r}")
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number as Python's own, which JSON can hold; NumPy's are taken."""
+    _check(name, value, _is_whole(value) and least <= value <= most, f"{least} to {most:,}")
+    return operator.index(value)
+
+
+def _widths(value: Any) -> tuple[int, ...]:
+    widths = tuple(value) if isinstance(value, Iterable) else (value,)
+    valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= MOST_FEATURES for width in widths)
+    _check("hidden_features", value, valid, f"whole widths of 1 to {MOST_FEATURES:,}")
+    return tuple(map(operator.index, widths))
+
+
+def _shape(name: str, shape: Any) -> torch.Size:
+    sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    _check(name, shape, all(map(_is_whole, sizes)), "whole numbers")
+    return checked_shape(shape, name)
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return operator.index(value) == value and not isinstance(value, bool)
+    except TypeError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

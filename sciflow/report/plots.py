@@ -1,4 +1,4 @@
-"""Figures of training, of log p and of samples; each function returns a figure and leaves no state behind."""
+"""Figures of training and of log p; each function returns a figure and leaves no state behind."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sciflow.errors import DataError
+from sciflow.report.drawing import (
+    FAINT,
+    INK,
+    PALETTE,
+    Floats,
+    as_array,
+    joint_limits,
+    midpoints,
+    new_figure,
+    only_finite,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["corner", "log_prob_histogram", "loss_curve", "score_map"]
-
-Floats = NDArray[np.float64]
-
-# Okabe and Ito's palette: told apart with any colour vision, and in grey by their lightness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, FAINT = "#333333", "#D9D9D9"
-MAX_POINTS = 2000  # More points a panel than this hide each other.
-MASS_LEVELS = (0.393, 0.865)  # One and two standard deviations of a Gaussian in two dimensions.
+__all__ = ["log_prob_histogram", "loss_curve", "score_map"]
 
 
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -47,8 +51,8 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
     training = _series(metrics, "loss")
     validation = _series(metrics, "validation_log_prob", "validation_error")
-    figure, (axes,) = _figure(7.0, 4.0)
-    _style(axes, "step", "loss, mean of $-\\log p$ (nats)")
+    figure, (axes,) = new_figure(7.0, 4.0)
+    style(axes, "step", "loss, mean of $-\\log p$ (nats)")
     if len(training) + len(validation) == 0:
         _say(axes, "nothing recorded yet")
         figure.set_label("Loss: nothing recorded yet.")
@@ -118,19 +122,19 @@ def log_prob_histogram(groups: Mapping[str, Any]) -> Figure:
         >>> log_prob_histogram({"test": [-3.0, -2.0, -2.5, float("-inf")]}).get_label()
         'Distribution of log p. test: 4 rows, median -2.75 nats.'
     """
-    rows = {name: _array(values).ravel() for name, values in groups.items()}
+    rows = {name: as_array(values).ravel() for name, values in groups.items()}
     if not any(len(values) for values in rows.values()):
         raise DataError("log_prob_histogram: no group has a row; give at least one array that is not empty")
     finite = {name: values[np.isfinite(values)] for name, values in rows.items()}
     some = [values for values in finite.values() if len(values)]
-    low, high = _joint_limits(some, reach=3.0)
+    low, high = joint_limits(some, reach=3.0)
     # Fine enough for the narrowest group, by the rule of Freedman and Diaconis, within reason.
     widths = [2 * float(np.subtract(*np.quantile(v, [0.75, 0.25]))) / len(v) ** (1 / 3) for v in some]
     width = min((w for w in widths if w > 0), default=high - low)
     num_bins = int(np.clip((high - low) / width, 12, 120))
     edges = np.linspace(low, high, num_bins + 1)
-    figure, (axes,) = _figure(7.0, 4.0)
-    _style(axes, "log p (nats)", "share of events per nat")
+    figure, (axes,) = new_figure(7.0, 4.0)
+    style(axes, "log p (nats)", "share of events per nat")
     told = []
     for i, (name, values) in enumerate(finite.items()):
         counts, _ = np.histogram(values, edges)
@@ -153,84 +157,6 @@ def log_prob_histogram(groups: Mapping[str, Any]) -> Figure:
     axes.set_ylim(bottom=0)
     _legend_above(figure, axes)
     figure.set_label(f"Distribution of log p. {'; '.join(told)}.")
-    return figure
-
-
-def corner(data: Any, samples: Any, names: Sequence[str] | None = None, max_features: int = 5, seed: int = 0) -> Figure:
-    """Draw data against samples, every pair of features: points are data, contours the samples.
-
-    The contours hold 39 % and 86 % of the samples: one and two standard deviations, were they Gaussian. Where an event
-    has more features than are drawn, evenly spaced ones stand for it, the first and last among them; which ones
-    depends on the shape alone.
-
-    Args:
-        data: Events ``[n, *event]``, in data units.
-        samples: Draws ``[m, *event]`` from the model.
-        names: A name for each feature, flattened; units belong in them. None numbers them.
-        max_features: How many features are drawn at most.
-        seed: Of the choice of the points drawn where there are many.
-
-    Returns:
-        The figure; its label describes it in words.
-
-    Raises:
-        DataError: Data and samples differ in their event, have no rows, or the names do not fit.
-
-    Example:
-        >>> rows = np.arange(30.0).reshape(10, 3)
-        >>> corner(rows, rows + 0.5, names=["a", "b", "c"]).get_label()
-        '10 events of the data against 10 samples of the model, by a, b, c.'
-    """
-    data, samples = _rows(data, "data"), _rows(samples, "samples")
-    if data.shape[1] != samples.shape[1]:
-        raise DataError(
-            f"corner: events of {data.shape[1]} features in data, of {samples.shape[1]} in samples; "
-            "both must come from the same layout"
-        )
-    num_features = data.shape[1]
-    if names is not None and len(names) != num_features:
-        raise DataError(f"corner: {len(names)} names for {num_features} features; give one name a feature")
-    if max_features < 1:
-        raise DataError(f"corner: max_features = {max_features}; give 1 or more")
-    shown = np.unique(np.linspace(0, num_features - 1, min(max_features, num_features)).round().astype(int))
-    labels = [names[i] if names is not None else f"feature {i}" for i in shown]
-    data, samples = data[:, shown], samples[:, shown]
-    limits = [_joint_limits([_finite(data[:, i]), _finite(samples[:, i])]) for i in range(len(shown))]
-    few = np.sort(np.random.default_rng(seed).permutation(len(data))[:MAX_POINTS])
-
-    side = max(1.9 * len(shown), 3.6)
-    figure, panels = _figure(side, side, len(shown), len(shown))
-    grid = np.array(panels).reshape(len(shown), len(shown))
-    for row in range(len(shown)):
-        for column in range(len(shown)):
-            axes: Axes = grid[row, column]
-            if column > row:
-                axes.set_axis_off()
-                continue
-            _style(axes)
-            if column == row:
-                _diagonal(axes, data[:, row], samples[:, row], limits[row])
-            else:
-                axes.plot(
-                    data[few, column],
-                    data[few, row],
-                    ls="",
-                    marker=".",
-                    ms=2.5,
-                    mew=0,
-                    color=PALETTE[0],
-                    alpha=float(np.clip(60 / math.sqrt(len(few)) / 2, 0.25, 0.8)),
-                    rasterized=True,
-                )
-                _mass_contours(axes, samples[:, column], samples[:, row], limits[column], limits[row])
-                axes.set_ylim(*limits[row])
-            axes.set_xlim(*limits[column])
-            _panel_ticks(axes, labels, row, column)
-    figure.align_labels()
-    _corner_legend(figure, grid, len(data), len(samples))
-    figure.set_label(
-        f"{len(data):,} events of the data against {len(samples):,} samples of the model, by {', '.join(labels)}."
-    )
     return figure
 
 
@@ -268,15 +194,15 @@ def score_map(
         >>> score_map([[-1.0, -2.0]], [0, 1], [50], "longitude", "latitude", "log p").get_label()
         'Map of log p over longitude and latitude: 1 x 2 cells, median -1.5 nats.'
     """
-    values = _array(values)
+    values = as_array(values)
     x, y = np.atleast_1d(np.asarray(x)), np.atleast_1d(np.asarray(y))
     if values.shape != (len(y), len(x)) or values.size == 0:
         raise DataError(
             f"score_map: values of shape {list(values.shape)}, but {y_name} has {len(y)} and {x_name} {len(x)} "
             "entries; give values [y, x], with at least one cell"
         )
-    finite = _finite(values.ravel())
-    low, high = _joint_limits([finite], reach=1.5)
+    finite = only_finite(values.ravel())
+    low, high = joint_limits([finite], reach=1.5)
     below, above = bool((finite < low).any()), bool((finite > high).any())
     extend = ("neither", "min", "max", "both")[below + 2 * above]
 
@@ -285,8 +211,8 @@ def score_map(
     if degrees:
         stretch = 1 / max(math.cos(math.radians(float(np.mean(y)))), 0.2)
         height = float(np.clip(5.8 * stretch * np.ptp(y) / np.ptp(x), 2.6, 7.5))
-    figure, (axes,) = _figure(7.4, height)
-    _style(axes, x_name, y_name)
+    figure, (axes,) = new_figure(7.4, height)
+    style(axes, x_name, y_name)
     from matplotlib import colormaps
 
     colours = colormaps["cividis"].with_extremes(bad=FAINT)
@@ -313,26 +239,6 @@ def score_map(
         + "."
     )
     return figure
-
-
-# The parts. ----------------------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float, num_rows: int = 1, num_columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False)
-    return figure, list(panels.ravel())
-
-
-def _style(axes: Axes, x_label: str = "", y_label: str = "") -> None:
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(y_label, color=INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.set_axisbelow(True)
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -368,84 +274,6 @@ def _loss_limits(training: Floats, validation: Floats) -> tuple[float, float]:
     return low - 0.12 * room, high + 0.35 * room
 
 
-def _joint_limits(groups: Sequence[Floats], reach: float = 6.0) -> tuple[float, float]:
-    """Limits that hold the bulk of every group: its extremes, but no further than ``reach`` quartile ranges out."""
-    bounds = []
-    for values in groups:
-        if len(values):
-            lower, upper = np.quantile(values, [0.25, 0.75])
-            far = reach * (upper - lower)
-            if far == 0:  # More than half the values are equal: the quartiles say nothing of the rest.
-                far = np.quantile(np.abs(values - lower), 0.99)
-            bounds.append((max(values.min(), lower - far), min(values.max(), upper + far)))
-    if not bounds:
-        return 0.0, 1.0
-    low, high = float(min(b[0] for b in bounds)), float(max(b[1] for b in bounds))
-    room = 0.04 * (high - low) or max(abs(low) * 0.05, 0.5)
-    return low - room, high + room
-
-
-def _diagonal(axes: Axes, data: Floats, samples: Floats, limits: tuple[float, float]) -> None:
-    num_bins = int(np.clip(3 * min(len(data), len(samples)) ** (1 / 3), 10, 40))
-    edges = np.linspace(*limits, num_bins + 1)
-    for values, colour, fill in ((data, PALETTE[0], True), (samples, PALETTE[1], False)):
-        counts, _ = np.histogram(values, edges)
-        density = counts / max(len(values), 1) / (edges[1] - edges[0])
-        axes.stairs(density, edges, fill=fill, color=colour, alpha=0.35 if fill else 1.0, lw=1.5)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(bottom=0)
-
-
-def _mass_contours(
-    axes: Axes, x: Floats, y: Floats, x_limits: tuple[float, float], y_limits: tuple[float, float]
-) -> None:
-    """Contours of a smoothed histogram at the heights above which it holds the shares ``MASS_LEVELS``."""
-    from scipy.ndimage import gaussian_filter
-
-    num_bins = 48
-    counts, x_edges, y_edges = np.histogram2d(x, y, num_bins, range=[x_limits, y_limits])
-    smooth = gaussian_filter(counts, float(np.clip(12 * max(len(x), 1) ** (-1 / 4), 1.0, 4.0)))
-    heights = np.sort(smooth.ravel())[::-1]
-    mass = np.cumsum(heights)
-    if mass[-1] == 0:
-        return
-    levels = sorted({float(heights[np.searchsorted(mass, level * mass[-1])]) for level in MASS_LEVELS})
-    levels = [level for level in levels if 0 < level < smooth.max()]
-    if levels:
-        axes.contour(_middles(x_edges), _middles(y_edges), smooth.T, levels, colors=PALETTE[1], linewidths=[0.9, 1.5])
-
-
-def _panel_ticks(axes: Axes, labels: Sequence[str], row: int, column: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(3, prune="both"))
-    if row == len(labels) - 1:
-        axes.set_xlabel(labels[column], color=INK)
-        axes.tick_params(axis="x", rotation=30)
-    else:
-        axes.tick_params(labelbottom=False)
-    if row != column:
-        axes.yaxis.set_major_locator(MaxNLocator(3, prune="both"))
-        axes.tick_params(labelleft=column == 0)
-        if column == 0:
-            axes.set_ylabel(labels[row], color=INK)
-
-
-def _corner_legend(figure: Figure, grid: NDArray[Any], num_data: int, num_samples: int) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=PALETTE[0], marker=".", ms=8, ls="", label=f"data ({num_data:,})"),
-        Line2D([], [], color=PALETTE[1], lw=1.5, label=f"samples ({num_samples:,})"),
-    ]
-    if len(grid) > 1:
-        legend = grid[0, -1].legend(handles=handles, loc="upper right", frameon=False, fontsize=10)
-        legend.set_in_layout(False)
-    else:
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-
-
 def _legend_above(figure: Figure, axes: Axes, num_columns: int = 1) -> None:
     """A legend above the axes, where no curve can hide behind it."""
     handles, words = axes.get_legend_handles_labels()
@@ -471,30 +299,9 @@ def _edges(axis: Any, centres: NDArray[Any]) -> Floats:
         axis.set_ticks(numbers[::step], [str(word) for word in centres[::step]])
     if len(numbers) == 1:
         return np.array([numbers[0] - 0.5, numbers[0] + 0.5])
-    middles = _middles(numbers)
+    middles = midpoints(numbers)
     return np.concatenate([[2 * numbers[0] - middles[0]], middles, [2 * numbers[-1] - middles[-1]]])
-
-
-def _middles(values: Floats) -> Floats:
-    return (values[:-1] + values[1:]) / 2
 
 
 def _is_degrees(values: NDArray[Any], name: str, start: str) -> bool:
     return name.lower().startswith(start) and np.issubdtype(values.dtype, np.number)
-
-
-def _rows(values: Any, name: str) -> Floats:
-    values = _array(values)
-    if values.ndim < 1 or values.size == 0:
-        raise DataError(f"corner: {name} of shape {list(values.shape)} has no rows; give [rows, *event]")
-    return values.reshape(len(values), -1)
-
-
-def _finite(values: Floats) -> Floats:
-    return values[np.isfinite(values)]
-
-
-def _array(values: Any) -> Floats:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-    return np.asarray(values, dtype=np.float64)

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 import numpy as np
 import zarr
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sciflow.data.place import put_in_place
+from sciflow.data.place import consolidate, put_in_place, require_apart
 from sciflow.data.split import SPLITS
 from sciflow.data.store import Store, is_url, open_store
 from sciflow.density import Density
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Scoring"]
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Scoring:
             RunError: The model's training has not ended, or the folder of parts cannot be written.
         """
         require_ended(Path(self.model))
+        for source in (self.store, self.model):
+            require_apart(self.out, source)
         store, density = open_store(self.store), load_density(self.model)
         require_layout(density, store.layout, self.store)
         token = self._token(store)
@@ -98,6 +101,7 @@ class Scoring:
         context = None if store.context_shape is None else rows.context[start:stop]
         fields, _ = score_rows(density, rows[start:stop], context, None, self.batch_size)
         content = save({**fields, "index": rows.grid_index(start, stop)})
+        content += hashlib.sha256(content).digest()
         part = self._part(split, number)
         partial = f"{self._folder}/.{split}-{number:05d}.{os.getpid()}.partial"
         with self._reported():
@@ -124,10 +128,6 @@ class Scoring:
             self._remove(target)
             try:
                 self._put_together(target)
-            except SafetensorError as error:
-                raise RunError(
-                    f"{self._folder}: a part is damaged ({error}): remove the folder, and score again"
-                ) from None
             except OSError:
                 if target != self.out:
                     shutil.rmtree(target, ignore_errors=True)
@@ -148,7 +148,7 @@ class Scoring:
             dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
             grid = np.full(store.layout.num_grid_events, empty, dtype)
             for record in store.manifest.shards:
-                part = load(self._files.cat_file(self._part(record.split, record.number)))
+                part = self._read(record.split, record.number)
                 grid[part["index"]] = part[name] if name in FIELDS else SPLITS.index(record.split)
             array = {name: grid.reshape(store.layout.grid_shape)}
             dataset = labelled(array, dims, coordinates, kind, unfinished=token)
@@ -158,6 +158,13 @@ class Scoring:
             coordinates = None
         group = zarr.open_group(target, mode="r+")
         group.attrs.put({"likelihood": kind, "model": self._weights(), "store": store.fingerprint, "scoring": token})
+        consolidate(target)
+
+    def _read(self, split: str, number: int) -> dict[str, np.ndarray]:
+        content = self._files.cat_file(self._part(split, number))
+        if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+            raise RunError(f"{self._part(split, number)}: a part is damaged: remove it, and score again")
+        return dict(load(content[:-DIGEST_BYTES]))
 
     @property
     def _files(self) -> fsspec.AbstractFileSystem:
@@ -196,9 +203,11 @@ class Scoring:
             ) from None
 
     def _token(self, store: Store) -> str:
-        """What the parts depend on; parts of another model or store are not mixed in."""
+        """What the output depends on; parts of another model or store are not mixed in."""
         model = hashlib.sha256(self._description.read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps([model, store.fingerprint, self.batch_size]).encode()).hexdigest()
+        # The fingerprint is of the events; where they stand, and what the places are called, is in the files' hashes.
+        store_ = [store.fingerprint, store.layout.to_json(), store.manifest.files]
+        return hashlib.sha256(json.dumps([model, store_, self.batch_size], sort_keys=True).encode()).hexdigest()
 
     def _weights(self) -> str:
         return str(json.loads(self._description.read_text())["weights"]["sha256"])

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from sciflow.data.layout import Layout
-from sciflow.data.place import put_in_place, require_free
+from sciflow.data.lock import writing
+from sciflow.data.place import consolidate, put_in_place, require_free
 from sciflow.data.store import is_url
 from sciflow.density import Density
 from sciflow.errors import ConfigError, StoreError
@@ -46,34 +47,36 @@ def write_samples(
         progress: Show a progress bar on a terminal.
 
     Raises:
-        ConfigError: ``n`` is below 1.
-        StoreError: The output is already there, or cannot be written.
+        ConfigError: ``n`` is below 1, or the seed below 0.
+        StoreError: The output is already there, is being written by another process, or cannot be written.
     """
     if n < 1:
         raise ConfigError(f"n {n}: draw 1 event or more")
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: 0 or more")
     path = Path(out)
     if is_url(out):
         raise StoreError(f"{out}: samples are written to a file system: give a path, and copy the result")
     require_free(path, overwrite)
     partial = Path(f"{path}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     density.eval()
-    try:
-        with progress_bar("drawing", n, progress) as update:
-            for number, start in enumerate(range(0, n, BLOCK_ROWS)):
-                # A seed of its own for every block: draws do not depend on how many blocks are made at a time.
-                block_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-                rows = min(BLOCK_ROWS, n - start)
-                block = samples_as_dataset(density, density.sample(rows, context, seed=block_seed), start)
-                if number == 0:
-                    block.to_zarr(partial, zarr_format=3, consolidated=False)
-                else:
-                    block.to_zarr(partial, append_dim="sample", consolidated=False)
-                update(start + rows, "")
-        put_in_place(partial, path)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}; nothing is left behind") from None
+    with writing(path):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            with progress_bar("drawing", n, progress) as update:
+                for number, start in enumerate(range(0, n, BLOCK_ROWS)):
+                    # A seed of its own for every block: draws do not depend on how many blocks are made at a time.
+                    block_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+                    rows = min(BLOCK_ROWS, n - start)
+                    block = samples_as_dataset(density, density.sample(rows, context, seed=block_seed), start)
+                    how: dict[str, Any] = {"append_dim": "sample"} if number else {"zarr_format": 3}
+                    block.to_zarr(partial, consolidated=False, **how)
+                    update(start + rows, "")
+            consolidate(partial)
+            put_in_place(partial, path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StoreError(f"{path}: cannot be written: {error.strerror or error}; nothing is left behind") from None
     return path
 
 

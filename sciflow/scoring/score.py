@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from sciflow.arrays import numbers
 from sciflow.data.layout import Layout
 from sciflow.data.source import GridSource
 from sciflow.data.sources import as_dataset
 from sciflow.data.split import SPLITS
-from sciflow.data.store import Store
+from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import LayoutError
+from sciflow.errors import ConfigError, LayoutError, ShapeError
 from sciflow.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ def score(
 
     Args:
         density: A trained density.
-        data: A store, labelled data with the variables that the density was trained on (``xarray``, pandas), or an
-            array ``[n, *event_shape]``.
+        data: A store or its path, labelled data with the variables that the density was trained on (``xarray``,
+            pandas), or an array ``[n, *event_shape]``.
         context: ``[n, *context_shape]`` for a conditional density and an array.
         method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
         batch_size: Events at a time.
@@ -68,14 +70,21 @@ def score(
         dimensions; for a store also ``split``. NaN stands where the store has dropped an event.
 
     Raises:
+        ConfigError: ``batch_size`` is below 1.
+        DataError: The data are no numbers.
         LayoutError: The data are laid out differently from those that the density was trained on.
-        StoreError: A shard is missing or damaged.
+        ShapeError: The array is of another shape.
+        StoreError: There is no store at the path, or a shard is missing or damaged.
 
     Example:
         >>> from sciflow.flows import NSF
         >>> dict(score(NSF((2,), num_transforms=1), np.zeros((5, 2))).log_prob.sizes)
         {'row': 5}
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size}: 1 event or more at a time")
+    if isinstance(data, (str, Path)):
+        data = open_store(data)
     density.eval()
     if isinstance(data, Store):
         return _score_store(density, data, method, batch_size, progress, options)
@@ -87,8 +96,9 @@ def score(
         contexts = [block.context for block in blocks if block.context is not None]
         context = np.concatenate(contexts) if contexts else context
     else:
-        events = data.detach().cpu().numpy() if hasattr(data, "detach") else np.asarray(data)
-        layout, coordinates = None, None
+        events, layout, coordinates = numbers(data), None, None
+        if events.ndim != 1 + len(density.event_shape):
+            raise ShapeError(f"events [n, *{list(density.event_shape)}] expected; got {list(events.shape)}")
     fields, kind = score_rows(density, events, context, method, batch_size, **options)
     shape = layout.grid_shape if layout is not None else (len(events),)
     dims = tuple(dim.name for dim in layout.sample_dims) if layout is not None else ("row",)
@@ -106,7 +116,8 @@ def score_rows(
     parts: list[dict[str, np.ndarray]] = []
     kind = ""
     num_context_dims = 0 if density.context_shape is None else len(density.context_shape)
-    per_row = context is not None and np.ndim(context) > num_context_dims
+    # One context for all may come as one row, too.
+    per_row = context is not None and np.ndim(context) > num_context_dims and len(context) > 1
     with torch.no_grad():
         for start in range(0, max(1, len(events)), batch_size):
             rows = slice(start, start + batch_size)

@@ -73,7 +73,7 @@ def _drive(run: Run, workflow: Workflow, num_rows: int, address: str | None, pro
     budget = Budget.of(workflow.training, num_rows)
     cluster = workflow.cluster
     with (
-        connected(address, num_cpus=cluster.num_workers * cluster.cpus_per_worker),
+        connected(address, cluster.num_workers * cluster.cpus_per_worker, f"{cluster.num_workers} workers"),
         progress_bar("training", budget.max_steps, progress) as update,
         _signals(run) as interrupted,
     ):
@@ -130,11 +130,16 @@ def _fit(run: Run, workflow: Workflow, failures: Path, update: Callable[[int, st
 
 
 @contextmanager
-def connected(address: str | None, num_cpus: int) -> Iterator[None]:
+def connected(address: str | None, num_cpus: int, what: str = "tasks") -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine that ends with the block.
 
+    Args:
+        address: Of a running cluster; None starts one.
+        num_cpus: Cores that are needed.
+        what: What needs them.
+
     Raises:
-        ConfigError: The cluster cannot be reached.
+        ConfigError: The cluster cannot be reached, or this machine has too few cores for one.
     """
     import ray
 
@@ -143,6 +148,13 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    cores = os.cpu_count() or 1
+    # Two workers may share a core: on a small machine that is how a workflow is tried out.
+    if place is None and num_cpus > max(2, cores):
+        raise ConfigError(
+            f"cluster: {what} need {num_cpus} cores, this machine has {cores}: lower cluster.num_workers, or name a "
+            "cluster with --address"
+        )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Ray puts a handler of its own in its place.
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -151,8 +163,7 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
             # No word of a run leaves the machine for the sake of Ray's statistics.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # "local": not one that somebody else has started on this machine.
-            num_cpus = max(num_cpus, os.cpu_count() or 1)
-            ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
+            ray.init("local", num_cpus=max(num_cpus, cores), include_dashboard=False, **options)
         else:
             ray.init(place, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:

@@ -101,8 +101,8 @@ def train(
         CheckpointError: A checkpoint cannot be written, or none can be read.
     """
     devices = [process.device] if process.device.type == "cuda" else []
-    # Noise is drawn from torch's own generators, whose state is the caller's.
-    with torch.random.fork_rng(devices):
+    # Noise is drawn from torch's own generators, whose state is the caller's; so is whether there are gradients.
+    with torch.random.fork_rng(devices), torch.enable_grad():
         return _train(density, data, settings, process, metrics, folder, stop_requested)
 
 

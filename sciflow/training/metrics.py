@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Metrics:
 
 
 def read_metrics(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``; a last line that was cut short is left out.
+    """Read ``metrics.jsonl``; lines that are no records are left out, such as one that was cut short.
 
     Args:
         path: The file; one that is not there holds nothing.
@@ -128,8 +128,15 @@ def read_metrics(path: Path, tail_bytes: int | None = None) -> list[dict[str, An
         lines = file.read().splitlines()
     records = []
     for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
     return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it is a step with numbers."""
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return False
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in record.values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sciflow.data.layout import Layout
 from sciflow.data.store import open_store
 from sciflow.errors import SciflowError
 from sciflow.report import Section, Table, corner, write_page
@@ -51,5 +53,18 @@ def _draws(run: Run, density: Any) -> Figure | None:
         return None
     held = store.validation[:NUM_DRAWS].reshape(-1, density.event_shape.numel()).numpy()
     drawn = density.sample(NUM_DRAWS, seed=0).reshape(NUM_DRAWS, -1).numpy()
-    names = list(store.layout.variables) if store.layout.event_shape == (len(store.layout.variables),) else None
-    return corner(np.asarray(held), np.asarray(drawn), names)
+    return corner(np.asarray(held), np.asarray(drawn), _element_names(store.layout))
+
+
+def _element_names(layout: Layout) -> list[str]:
+    """What each element of an event is: variable, place along the event's dimensions, and unit.
+
+    Example:
+        >>> from sciflow.data.layout import EventDim, SampleDim
+        >>> _element_names(Layout(("t2m",), ("K",), (SampleDim("day", "time", 31),), (EventDim("time", 2, 2),)))
+        ['t2m time+0 [K]', 't2m time+1 [K]']
+    """
+    sizes = [range(dim.size) for dim in layout.event_dims]
+    places = ["".join(f" {d.name}+{i}" for d, i in zip(layout.event_dims, at, strict=True)) for at in product(*sizes)]
+    units = ["" if unit in ("", "1") else f" [{unit}]" for unit in layout.units]
+    return [f"{name}{place}{unit}" for name, unit in zip(layout.variables, units, strict=True) for place in places]

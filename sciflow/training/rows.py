@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from sciflow.arrays import numbers
 from sciflow.data.layout import Layout
 from sciflow.data.loader import ArrayRows, Rows, sequential
 from sciflow.data.source import GridSource
 from sciflow.data.sources import as_dataset
-from sciflow.data.store import Store
+from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import DataError, LayoutError, ShapeError
 from sciflow.training.evaluate import named_rows
@@ -25,6 +27,8 @@ SAMPLE_ROWS = 1 << 16
 SAMPLE_BYTES = 1 << 28
 SAMPLE_RANGES = 64
 MANY_COLUMNS = 4096
+# Of a standard deviation: with larger steps, log p is about the rounding.
+LARGEST_SPACING = 0.02
 
 
 def training_data(
@@ -34,7 +38,7 @@ def training_data(
 
     Args:
         density: What is to be trained; decides shapes and dtype.
-        data: A store, or arrays of events.
+        data: A store or its path, or arrays of events.
         validation: Arrays of held-out events; None holds out a tenth (a fifth of fewer than 1,000).
         context: Context of ``data``, where they are arrays.
         validation_context: Context of ``validation``.
@@ -45,6 +49,8 @@ def training_data(
         LayoutError: The store's events are not of the density's shape.
         ShapeError: The arrays are not of the density's shape.
     """
+    if isinstance(data, (str, Path)):
+        data = open_store(data)
     if isinstance(data, Store):
         if validation is not None or context is not None:
             raise DataError(f"{data.path}: a store brings its own validation rows and context: leave them out")
@@ -103,7 +109,9 @@ def prepare(
             rows = numbers[bad] if data.numbers is None else data.numbers[numbers[bad]]
             raise DataError(f"{data.name} {named_rows(rows.tolist())}:{what} not finite; drop or fill them first")
     require_varied(data, density.event_shape, degenerate, layout)
-    _complain(_duplicate(events.reshape(len(events), -1), density.event_shape, layout), degenerate)
+    columns = events.reshape(len(events), -1)
+    _complain(_coarse(columns, density.event_shape, layout), degenerate)
+    _complain(_duplicate(columns, density.event_shape, layout), degenerate)
     density.fit_preprocessing(events, context)
 
 
@@ -145,16 +153,12 @@ def _of_store(density: Density, store: Store) -> TrainingData:
 
 def _events(data: Any, density: Density, dtype: str) -> tuple[np.ndarray, Layout | None]:
     """Events as one array; labelled data bring a layout."""
-    if hasattr(data, "detach"):
-        data = data.detach().cpu().numpy()
     layout: Layout | None = None
     if hasattr(data, "dims") or hasattr(data, "columns"):
         source = GridSource(as_dataset(data), dtype=dtype)
         layout = source.layout
         data = np.concatenate([block.events for block in source.blocks(1 << 26)])
-    events = np.asarray(data)
-    if events.dtype.kind not in "fiub":
-        raise DataError(f"events are made of numbers; got an array of {events.dtype}")
+    events = numbers(data)
     shape = tuple(density.event_shape)
     if events.ndim == 0 or events.shape[1:] != shape:
         raise ShapeError(f"events [n, {', '.join(map(str, shape))}] expected; got {list(events.shape)}")
@@ -170,7 +174,7 @@ def _contexts(context: Any, density: Density, n: int, dtype: str) -> np.ndarray 
         return None
     if context is None:
         raise ShapeError(f"this density is conditional: give context [n, {', '.join(map(str, density.context_shape))}]")
-    values = np.asarray(context.detach().cpu() if hasattr(context, "detach") else context).astype(dtype, copy=False)
+    values = numbers(context, "context").astype(dtype, copy=False)
     if values.shape != (n, *density.context_shape):
         expected = [n, *density.context_shape]
         raise ShapeError(f"context of shape {expected} expected, one row an event; got {list(values.shape)}")
@@ -221,6 +225,20 @@ def _constant(low: np.ndarray, high: np.ndarray, event_shape: torch.Size, layout
     value = low.reshape(-1)[constant[0]]
     name = _element(constant[0], event_shape, layout)
     return f"{name} is constant, always {value:g}{more}, so its density is infinite"
+
+
+def _coarse(columns: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
+    """Say which element's values the floating type cannot tell apart: seconds since 1970 are 128 apart in float32."""
+    center, spread = columns.mean(0, dtype=np.float64), columns.std(0, dtype=np.float64)
+    spacing = np.finfo(columns.dtype).eps * np.abs(center)
+    coarse = np.flatnonzero((spacing > LARGEST_SPACING * spread) & (spread > 0))
+    if not len(coarse) or len(columns) < 2:
+        return None
+    first = coarse[0]
+    return (
+        f"{_element(first, event_shape, layout)}: values about {center[first]:.4g} spread over {spread[first]:.2g}, "
+        f"which {columns.dtype} tells apart in steps of {spacing[first]:.2g} only: take off an offset, or use float64"
+    )
 
 
 def _duplicate(columns: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:

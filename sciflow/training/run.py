@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from sciflow.config import Workflow, validate
+from sciflow.config import Workflow, from_yaml, validate
 from sciflow.data.lock import locked
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import RunError
+from sciflow.errors import ConfigError, RunError
 from sciflow.families import build, load
-from sciflow.training.evaluate import Evaluation
 from sciflow.training.files import write_whole
 from sciflow.training.fit import Fit
 from sciflow.training.loop import Outcome, train
@@ -34,6 +34,7 @@ __all__ = ["DRIVER_LOCK", "Run", "new_density", "require_ended", "train_in_this_
 IDENTITY = ("name", "data", "model", "training")
 LOCK_SECONDS = 30.0
 DRIVER_LOCK = "driver.lock"
+_OUTCOME = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,23 @@ class Run:
         """The workflow as resolved.
 
         Raises:
-            RunError: There is no run here.
+            RunError: There is no run here, or its workflow is damaged.
         """
         try:
-            content = yaml.safe_load(self.workflow_file.read_text())
+            workflow: Workflow = validate(
+                Workflow, from_yaml(self.workflow_file.read_text(encoding="utf-8")), "damaged"
+            )
         except FileNotFoundError:
             raise RunError(f"{self.folder}: no run here: it has no workflow.yaml") from None
-        except (OSError, yaml.YAMLError) as error:
+        except ConfigError as error:
+            raise RunError(f"{self.workflow_file}: {error}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunError(f"{self.workflow_file}: damaged: {' '.join(str(error).split())}") from None
-        workflow: Workflow = validate(Workflow, content or {}, str(self.workflow_file))
         return workflow
 
     @property
     def outcome(self) -> dict[str, Any] | None:
-        """How training ended; None while it has not.
+        """How training ended; None while it has not, or where its result is no longer there.
 
         Raises:
             RunError: The record of it is damaged.
@@ -117,10 +121,17 @@ class Run:
         if not file.exists():
             return None
         try:
-            outcome: dict[str, Any] = json.loads(file.read_bytes())
-            return {**outcome, "validation": Evaluation(**outcome["validation"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file}: damaged ({error}): remove it, and run sciflow train again") from None
+            outcome = _OUTCOME.validate_json(file.read_bytes(), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            reason = ": ".join(map(str, (*problem["loc"], problem["msg"])))
+            raise RunError(f"{file}: damaged ({reason}): remove it, and run sciflow train again") from None
+        except OSError as error:
+            raise RunError(f"{file}: cannot be read: {error.strerror or error}") from None
+        if outcome.validation is None:
+            raise RunError(f"{file}: damaged (no validation): remove it, and run sciflow train again")
+        # The checkpoints are there to make the model again.
+        return dict(vars(outcome)) if _has_model(self.folder) else None
 
     @property
     def density(self) -> Density:
@@ -203,7 +214,7 @@ def require_ended(folder: Path) -> None:
     Raises:
         RunError: Training has not ended.
     """
-    if (folder / "workflow.yaml").exists() and not (folder / "model").exists():
+    if (folder / "workflow.yaml").exists() and not _has_model(folder):
         raise RunError(f"{folder}: training has not ended, so there is no model: run sciflow train again")
 
 
@@ -244,6 +255,10 @@ def _train(
                 "make room or mend it, and run the same command again"
             ) from None
     return outcome
+
+
+def _has_model(folder: Path) -> bool:
+    return all((folder / "model" / name).exists() for name in ("model.json", "model.safetensors"))
 
 
 def _changes(theirs: Mapping[str, Any], mine: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sciflow.data.cast import to_floats
+from sciflow.data.coordinates import storable
 from sciflow.data.layout import SCORE_NAMES, EventDim, Layout, full_name, require_names, resolve, unknown
 from sciflow.errors import DataError, LayoutError, first_line
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "EventSource", "GridSource"]
 
-# What xarray itself writes beside numbers, and goes by when it reads them.
-ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "dtype")
-# Most file systems take no more bytes.
-LONGEST_NAME = 255
 PERIODS = {"hour": np.timedelta64(1, "h"), "day": np.timedelta64(1, "D"), "week": np.timedelta64(1, "W")}
 
 
@@ -199,29 +195,25 @@ class GridSource(EventSource):
         dims = {*sources, *(dim.name for dim in self.layout.event_dims)}
         taken = {*self.layout.event_axes, *(dim.name for dim in self.layout.sample_dims)}
         for name, coordinate in self.dataset.coords.items():
-            if coordinate.ndim != 1 or coordinate.dims[0] not in dims or not _is_file_name(name):
+            if coordinate.ndim != 1 or coordinate.dims[0] not in dims:
                 continue
             dim = str(coordinate.dims[0])
-            values = _plain(coordinate.values)
-            if values is None or (name != dim and name in taken):
+            plain = storable(coordinate)
+            if plain is None or (name != dim and name in taken):
                 continue
-            attrs = _plain_attrs(coordinate.attrs, values)
-            if not _comes_back(values, attrs):
-                attrs = {}
-                if not _comes_back(values, attrs):
-                    continue
+            values, attrs = plain
             if dim in windows:
                 window, counted = windows[dim], sources[dim]
                 stride = window.stride or window.size
                 first = values[: (counted.size - 1) * stride + 1 : stride]
-                found[counted.name if name == dim else name] = (counted.name, first, attrs)
+                found[counted.name if name == dim else str(name)] = (counted.name, first, attrs)
                 if name == dim and values.dtype.kind in "fiuM":
                     # Inside a window what counts is the distance from its beginning.
                     # Small and unsigned integers would wrap.
                     inside = values[: window.size].astype(np.int64 if values.dtype.kind in "iu" else values.dtype)
                     found[dim] = (dim, inside - inside[0])
             else:
-                found[name] = (dim, values, attrs)
+                found[str(name)] = (dim, values, attrs)
         if self.layout.has_variable_axis:
             found["variable"] = ("variable", np.array(self.layout.variables, object))
         return xr.Dataset(coords=found)
@@ -381,55 +373,6 @@ def _periods(dataset: xr.Dataset, event: Mapping[str, int | None], stride: Mappi
             if (steps == steps[0]).all() and period == length and word not in dataset.variables:
                 found[name] = word
     return found
-
-
-def _plain(values: np.ndarray) -> np.ndarray | None:
-    """Coordinates that a store can hold: numbers, times and text; None for anything else."""
-    if values.dtype.kind in "biufcmM":
-        return None if values.dtype in (np.longdouble, np.clongdouble) else values
-    if values.dtype.kind not in "OUT":
-        return None
-    items = values.tolist()
-    if all(isinstance(item, str) for item in items):
-        return np.array(items, object)
-    return values if all(hasattr(item, "calendar") for item in items) else None
-
-
-def _is_file_name(name: Hashable) -> TypeGuard[str]:
-    """Whether an array of a store may be called so: its name is that of a folder."""
-    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
-        return False
-    return name not in ("", "zarr.json") and not name.startswith((".", "__")) and not {"/", "\\"}.intersection(name)
-
-
-def _plain_attrs(attrs: Mapping[Any, Any], values: np.ndarray) -> dict[str, Any]:
-    """Attributes that a store can hold, in plain Python: those that are JSON, and no word of how values are encoded."""
-    is_date = values.dtype.kind in "mM" or hasattr(values[0], "calendar")
-    reserved = (*ENCODING, "units", "calendar") if is_date else ENCODING
-    found: dict[str, Any] = {}
-    for name, value in attrs.items():
-        if isinstance(value, (np.ndarray, np.generic)):
-            # Dates of NumPy would become plain integers.
-            value = value.tolist() if value.dtype.kind in "biufU" else None
-        if not isinstance(name, str) or name in reserved or value is None:
-            continue
-        try:
-            found[name] = json.loads(json.dumps(value))
-        except (TypeError, ValueError, RecursionError):
-            continue
-    return found
-
-
-def _comes_back(values: np.ndarray, attrs: dict[str, Any]) -> bool:
-    """Whether xarray reads again what it writes: dates of the far future and odd units it does not."""
-    import xarray as xr
-
-    try:
-        encoded = xr.conventions.encode_cf_variable(xr.Variable("x", values, attrs))
-        xr.conventions.decode_cf_variable("x", encoded).load()
-    except Exception:
-        return False
-    return True
 
 
 def _spelled(value: object) -> str:

@@ -100,13 +100,13 @@ def prepare(
         DataError: An element of the event is constant or is another's copy, or a value is not finite.
     """
     context_shape = None if density.context_shape is None else tuple(density.context_shape)
-    events, context, numbers = _sample(data.train, context_shape, data.dtype)
+    events, context, places = _sample(data.train, context_shape, data.dtype)
     for what, values in (("", events), (" context", context)):
         if values is None:
             continue
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(-1))
         if len(bad):
-            rows = numbers[bad] if data.numbers is None else data.numbers[numbers[bad]]
+            rows = places[bad] if data.numbers is None else data.numbers[places[bad]]
             raise DataError(f"{data.name} {named_rows(rows.tolist())}:{what} not finite; drop or fill them first")
     require_varied(data, density.event_shape, degenerate, layout)
     columns = events.reshape(len(events), -1)
@@ -212,8 +212,8 @@ def _sample(
     batches = list(sequential(rows, size, context_shape, dtype, every=every))
     events = np.concatenate([batch.events.numpy() for batch in batches])
     contexts = [batch.context.numpy() for batch in batches if batch.context is not None]
-    numbers = np.concatenate([batch.rows for batch in batches])
-    return events, np.concatenate(contexts) if contexts else None, numbers
+    places = np.concatenate([batch.rows for batch in batches])
+    return events, np.concatenate(contexts) if contexts else None, places
 
 
 def _constant(low: np.ndarray, high: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:

@@ -202,6 +202,15 @@ class TestTheOutput:
             score_here(model, store, tmp_path / "t2m.zarr" / place, overwrite=True)
         assert contents(tmp_path / "t2m.zarr") == before
 
+    def test_is_never_the_model_but_may_lie_in_its_run(self, model, store, tmp_path):
+        shutil.copytree(model, tmp_path / "run" / "model")
+        before = contents(tmp_path / "run")
+        for out in ("run", "run/model", "run/model/scores.zarr"):
+            with pytest.raises(StoreError, match="is read, or lies in it or around it"):
+                score_here(tmp_path / "run", store, tmp_path / out, overwrite=True)
+        assert contents(tmp_path / "run") == before
+        score_here(tmp_path / "run", store, tmp_path / "run" / "scores.zarr")
+
     def test_of_the_same_values_at_other_places_is_another(self, model, store, tmp_path):
         later = temperatures()
         later = sharded(tmp_path / "later.zarr", later.assign_coords(time=later.time + np.timedelta64(365, "D")))

@@ -65,9 +65,10 @@ class Scoring:
             RunError: The model's training has not ended, or the folder of parts cannot be written.
         """
         require_ended(Path(self.model))
-        for source in (self.store, self.model):
-            require_apart(self.out, source)
         store, density = open_store(self.store), load_density(self.model)
+        # Beside the model, in the folder of its run, is a good place.
+        for source in (self.store, self._description.parent):
+            require_apart(self.out, source)
         require_layout(density, store.layout, self.store)
         token = self._token(store)
         with self._reported():

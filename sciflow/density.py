@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from sciflow.arrays import numbers
 from sciflow.errors import ConfigError, ShapeError
 
-__all__ = ["Density", "Likelihood", "Status", "checked_shape"]
+__all__ = ["MOST_SEED", "Density", "Likelihood", "Status", "checked_shape"]
+
+MOST_SEED = 2**63 - 1  # What torch's generators take.
 
 
 class Status(IntEnum):
@@ -312,11 +314,17 @@ class Density(nn.Module, ABC):
     def _tensor(self, values: Any, what: str) -> Tensor:
         """A tensor of the model's dtype, on its device; arrays, labelled ones too, are taken by value."""
         if not isinstance(values, Tensor) or values.is_complex():
-            is_table = what == "events" and self.layout is not None and not self.layout["event_dims"]
-            columns = self.layout["variables"] if is_table and self.layout is not None else None
             # A copy: the caller's array may be read-only.
+            columns = self._columns() if what == "events" else None
             values = torch.from_numpy(np.array(numbers(values, what, columns), np.float64))
         return values.to(device=self.device, dtype=self.dtype)
+
+    def _columns(self) -> Sequence[str] | None:
+        """Names of the columns, where the density was trained on a table."""
+        if self.layout is None or self.layout["event_dims"]:
+            return None
+        columns: Sequence[str] = self.layout["variables"]
+        return columns
 
     def _gradient(self, *given: Any) -> AbstractContextManager[Any]:
         """Keep track of gradients for those who work with tensors; others want numbers."""
@@ -329,7 +337,7 @@ class Density(nn.Module, ABC):
             number = operator.index(seed)
         except TypeError:
             raise ConfigError(f"seed {seed!r}: give a whole number, a generator, or None") from None
-        if not 0 <= number < 1 << 63:
+        if not 0 <= number <= MOST_SEED:
             raise ConfigError(f"seed {seed}: 0 to 2**63 - 1")
         return torch.Generator(device=self.device).manual_seed(number)
 

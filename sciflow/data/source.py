@@ -159,10 +159,7 @@ class GridSource(EventSource):
             require_names(self.layout)
         except LayoutError as error:
             raise LayoutError(f"{name}: {error}") from None
-        counted_names = {dim.name for dim in sample_dims}
-        for coordinate, values in self.coordinates().coords.items():
-            if coordinate in SCORE_NAMES and counted_names.issuperset(values.dims):
-                raise LayoutError(f"{name}: coordinate '{coordinate}' has a name that scores use: rename or drop it")
+        self._require_no_score_names()
 
     def blocks(self, max_bytes: int, start: int = 0) -> Iterator[Block]:
         shape = self.layout.grid_shape
@@ -275,6 +272,15 @@ class GridSource(EventSource):
             # Whatever the reader of the file raises: what was promised when it was opened is not there.
             where = f"{self.name}: variable '{variable}'"
             raise DataError(f"{where} cannot be read, the file may be damaged: {first_line(error)}") from None
+
+    def _require_no_score_names(self) -> None:
+        suspects = set(SCORE_NAMES).intersection(map(str, self.dataset.coords))
+        if not suspects:  # As nearly always: coordinates cost a look at every value.
+            return
+        counted = {dim.name for dim in self.layout.sample_dims}
+        for name, values in self.coordinates().coords.items():
+            if name in suspects and counted.issuperset(values.dims):
+                raise LayoutError(f"{self.name}: coordinate '{name}' has a name that scores use: rename or drop it")
 
     def _require_dims(
         self, variable: str, dims: Mapping[str, int], event_dims: Sequence[EventDim], all_event_dims: bool

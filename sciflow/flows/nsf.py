@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sciflow.bijections import Bijection, Composite, LULinear, SplineCoupling, Standardize, preprocessing
-from sciflow.density import checked_shape
+from sciflow.density import MOST_SEED, checked_shape
 from sciflow.errors import ConfigError
 from sciflow.flows.flow import Flow
 from sciflow.nets import ResidualMLP
@@ -21,7 +21,6 @@ __all__ = ["NSF"]
 
 # Far above any use, and below what would be built for hours.
 MOST_TRANSFORMS, MOST_FEATURES = 1000, 1 << 20
-MOST_SEED = 2**63 - 1  # What torch's generators take.
 
 
 class NSF(Flow):

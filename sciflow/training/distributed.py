@@ -313,7 +313,10 @@ def _first_failure(error: Exception) -> BaseException:
 
 def last_line(error: BaseException) -> str:
     """What an error says, in one line: of a traceback in words, the last."""
-    if type(error).__name__ == "OutOfMemoryError":  # Ray's: a page of advice.
+    import ray.exceptions
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        # In place of a page of advice; that of a GPU is torch's, and short.
         return "a node ran out of memory (lower training.batch_size or training.shuffle_megabytes, or give it more)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -14,12 +14,15 @@ from sciflow.bijections import (
     Affine,
     Bijection,
     Composite,
+    Coupling,
     Identity,
     Log1p,
     Logit,
     LULinear,
     Permutation,
-    SplineCoupling,
+    Shift,
+    ShiftScale,
+    Spline,
     Standardize,
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
@@ -64,11 +67,15 @@ BIJECTIONS = [
     Affine(mean=torch.tensor([[280.0], [3.0]]), log_scale=torch.tensor([[2.0], [-1.0]])),
     Permutation(torch.tensor([2, 0, 3, 1])),
     LULinear(torch.tensor([2, 0, 3, 1])),
-    SplineCoupling(5, MLP),
-    SplineCoupling(5, MLP, num_context=2, keep_last=True, num_bins=5, tail_bound=3.0),
-    SplineCoupling(1, MLP),
-    SplineCoupling(1, MLP, num_context=2),
-    Composite([LULinear(torch.tensor([1, 2, 0])), SplineCoupling(3, MLP, num_context=2), Permutation(torch.arange(3))]),
+    Coupling(5, Spline(), MLP),
+    Coupling(5, Spline(num_bins=5, tail_bound=2.0), MLP, num_context=2, keep_last=True),
+    Coupling(1, Spline(), MLP),
+    Coupling(1, Spline(), MLP, num_context=2),
+    Coupling(4, Shift(), MLP),
+    Coupling(5, ShiftScale(), MLP, num_context=2, keep_last=True),
+    Composite(
+        [LULinear(torch.tensor([1, 2, 0])), Coupling(3, Spline(), MLP, num_context=2), Permutation(torch.arange(3))]
+    ),
     Standardize((3,)).fit(20 * AMOUNTS + 280),
     Log1p((3,)).fit(AMOUNTS),
     Logit((3,)).fit(AMOUNTS),
@@ -240,7 +247,7 @@ class TestShapes:
                 kind(torch.tensor([0, 0, 2]))
 
     def test_a_context_must_be_there_and_fit(self) -> None:
-        coupling = SplineCoupling(2, nn.Linear, num_context=3)
+        coupling = Coupling(2, Spline(), nn.Linear, num_context=3)
         with pytest.raises(ShapeError, match=r"needs a context of shape \[3\]"):
             coupling(torch.zeros(4, 2))
         with pytest.raises(ShapeError, match=r"broadcasts to \[4, 3\]; got \[5, 3\]"):

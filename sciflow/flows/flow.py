@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sciflow.bijections import Bijection
+from sciflow.bijections import Bijection, Standardize, preprocessing
 from sciflow.density import Density, Likelihood, Status
 from sciflow.errors import ConfigError
+from sciflow.flows.base import base_density
 
 __all__ = ["Flow"]
 
@@ -19,20 +19,19 @@ _SAMPLE_ROWS = 65536  # drawn at a time: the splines of one row take some hundre
 
 
 class Flow(Density):
-    r"""The density of a standard normal, seen through a bijection.
+    r"""The density of noise, seen through a bijection.
 
-    .. math:: \log p_Y(y \mid c) = \log \mathcal N(z; 0, I) + \log |\det \partial z / \partial y|, \qquad
-              z = f(y \mid c)
+    .. math:: \log p_Y(y \mid c) = \log p_Z(z) + \log |\det \partial z / \partial y|, \qquad z = f(y \mid c)
 
-    Sampling is the inverse of :math:`f` at normal noise. From Rezende and Mohamed, arXiv:1505.05770.
+    Sampling is the inverse of :math:`f` at noise drawn from :math:`p_Z`. From Rezende and Mohamed, arXiv:1505.05770.
 
     Args:
-        transform: Bijection of the flattened event (and flattened context), data to noise.
+        transform: Bijection of the event, or of the flattened event, data to noise; its context is flattened.
         event_shape: Shape of one event.
         context_shape: Shape of what the density is conditioned on, or None.
-        preprocess: Bijection from data units to normalised units.
-        preprocess_context: The same for the context.
-        arguments: The constructor's arguments, as JSON can hold them.
+        base: Density of the noise, see :func:`sciflow.flows.base.base_density`.
+        preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
+        arguments: The constructor's other arguments, as JSON can hold them.
     """
 
     def __init__(
@@ -41,22 +40,24 @@ class Flow(Density):
         event_shape: Sequence[int],
         context_shape: Sequence[int] | None = None,
         *,
-        preprocess: Bijection,
-        preprocess_context: Bijection | None = None,
+        base: Any,
+        preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
         arguments: dict[str, Any],
     ) -> None:
+        noise = base_density(base, event_shape)
         super().__init__(
             event_shape,
             context_shape,
-            preprocess=preprocess,
-            preprocess_context=preprocess_context,
-            arguments=arguments,
+            preprocess=preprocessing(preprocess, event_shape),
+            preprocess_context=None if context_shape is None else Standardize(context_shape),
+            arguments={**arguments, "base": noise.specification, "preprocess": preprocess},
         )
         self.transform = transform
+        self.base = noise
 
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
-        z, log_det = self.transform(y.flatten(1), _flat(context))
-        return log_det - 0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+        z, log_det = self.transform(self._shaped(y), _flat(context))
+        return self.base.log_prob(z.reshape(y.shape)) + log_det
 
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
         if method not in (None, "exact"):
@@ -75,18 +76,22 @@ class Flow(Density):
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
         if options:
             raise ConfigError(f"sampling from {type(self).__name__} takes no options; got {', '.join(options)}")
-        z = torch.randn(n, *self.event_shape, generator=generator, dtype=self.dtype, device=self.device)
+        z = self.base.sample(n, generator, self.dtype, self.device)
         parts = z.split(_SAMPLE_ROWS)
         contexts = [None] * len(parts) if context is None else context.split(_SAMPLE_ROWS)
         return torch.cat([self._decode(part, c) for part, c in zip(parts, contexts, strict=True)])
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        z, _ = self.transform(y.flatten(1), _flat(context))
+        z, _ = self.transform(self._shaped(y), _flat(context))
         return z.reshape(y.shape)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        y, _ = self.transform.inverse(z.flatten(1), _flat(context))
+        y, _ = self.transform.inverse(self._shaped(z), _flat(context))
         return y.reshape(z.shape)
+
+    def _shaped(self, rows: Tensor) -> Tensor:
+        """Events as the transform takes them: as they are, or flattened."""
+        return rows.reshape(-1, *self.transform.event_shape)
 
     def __repr__(self) -> str:
         context_shape = None if self.context_shape is None else tuple(self.context_shape)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ResidualMLP"]
+__all__ = ["FeaturesFirstLinear", "ResidualMLP"]
 
 
 class ResidualMLP(nn.Module):
@@ -27,7 +28,6 @@ class ResidualMLP(nn.Module):
         dropout: Probability with which a unit inside a block is silenced while training.
 
     Example:
-        >>> import torch
         >>> net = ResidualMLP(3, 5, hidden_features=(64, 64))
         >>> net(torch.ones(2, 7, 3)).shape
         torch.Size([2, 7, 5])
@@ -46,7 +46,7 @@ class ResidualMLP(nn.Module):
             _Block(width, dropout) if width == before else nn.Sequential(nn.ReLU(), nn.Linear(before, width))
             for before, width in pairwise(hidden_features)
         )
-        self.last = nn.Linear(hidden_features[-1], out_features)
+        self.last = FeaturesFirstLinear(hidden_features[-1], out_features)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -55,6 +55,22 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.last(F.relu(h))
+
+
+class FeaturesFirstLinear(nn.Linear):
+    """A linear layer whose output ``[*batch, out_features]`` lies in memory as ``[out_features, *batch]``.
+
+    What it steers works element by element on long rows of events: each parameter of theirs is then in one piece.
+
+    Example:
+        >>> FeaturesFirstLinear(3, 4)(torch.ones(2, 3)).stride()
+        (1, 2)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        out = torch.addmm(self.bias[:, None], self.weight, rows.T)
+        return out.unflatten(-1, x.shape[:-1]).movedim(0, -1) if x.ndim > 1 else out[:, 0]
 
 
 class _Block(nn.Module):

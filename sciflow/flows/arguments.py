@@ -1,0 +1,127 @@
+"""What a flow is built from: checked when it comes, and kept as JSON can hold it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import torch
+
+from sciflow.density import MOST_SEED, checked_shape
+from sciflow.errors import ConfigError, nearest
+
+__all__ = ["MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "seeded"]
+
+# Far above any use, and below what would be built for hours.
+MOST_TRANSFORMS, MOST_FEATURES = 1000, 1 << 20
+
+
+class Arguments:
+    """The arguments of one family's constructor; each method checks one, records it and returns it.
+
+    Args:
+        family: Name of the class, which begins every error.
+
+    Raises:
+        ConfigError: From every method, where the value is not what it must be.
+
+    Example:
+        >>> arguments = Arguments("NSF")
+        >>> arguments.whole("num_bins", 8, 2, 256), arguments.widths("hidden_features", [64, 64])
+        (8, (64, 64))
+        >>> arguments.values
+        {'num_bins': 8, 'hidden_features': [64, 64]}
+    """
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.values: dict[str, Any] = {}
+
+    def whole(self, name: str, value: Any, least: int, most: int) -> int:
+        """A whole number as Python's own; NumPy's are taken."""
+        self.require(name, value, _is_whole(value) and least <= value <= most, f"{least} to {most:,}")
+        self.values[name] = operator.index(value)
+        return operator.index(value)
+
+    def positive(self, name: str, value: Any) -> float:
+        """A positive, finite number."""
+        self.require(name, value, _is_number(value) and 0 < value < math.inf, "a positive number")
+        self.values[name] = float(value)
+        return float(value)
+
+    def fraction(self, name: str, value: Any) -> float:
+        """A number from 0 to below 1."""
+        self.require(name, value, _is_number(value) and 0 <= value < 1, "at least 0 and below 1")
+        self.values[name] = float(value)
+        return float(value)
+
+    def flag(self, name: str, value: Any) -> bool:
+        """True or False."""
+        self.require(name, value, isinstance(value, bool), "true or false")
+        self.values[name] = value
+        return bool(value)
+
+    def choice(self, name: str, value: Any, choices: Sequence[str]) -> str:
+        """One of several names."""
+        if value not in choices:
+            raise ConfigError(f"{self.family}: {name}: got {value!r}; {nearest(str(value), choices)}")
+        self.values[name] = value
+        return str(value)
+
+    def widths(self, name: str, value: Any) -> tuple[int, ...]:
+        """Widths of hidden layers; one number stands for one layer."""
+        widths = tuple(value) if isinstance(value, Iterable) else (value,)
+        valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= MOST_FEATURES for width in widths)
+        self.require(name, value, valid, f"whole widths of 1 to {MOST_FEATURES:,}")
+        self.values[name] = [operator.index(width) for width in widths]
+        return tuple(self.values[name])
+
+    def seed(self, value: Any) -> int | None:
+        """A seed, or None."""
+        if value is None:
+            self.values["seed"] = None
+            return None
+        return self.whole("seed", value, 0, MOST_SEED)
+
+    def shape(self, name: str, value: Any) -> torch.Size:
+        """A shape; it is recorded by the density itself."""
+        sizes = tuple(value) if isinstance(value, Iterable) else (value,)
+        self.require(name, value, all(map(_is_whole, sizes)), "whole numbers")
+        return checked_shape(value, name)
+
+    def require(self, name: str, value: object, valid: bool, expected: str) -> None:
+        """Raise an error that says what ``name`` must be, unless it is."""
+        if not valid:
+            raise ConfigError(f"{self.family}: {name} must be {expected}; got {value!r}")
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw initial weights by a seed, and leave torch's own generator as it was; None draws from that one.
+
+    Example:
+        >>> with seeded(3):
+        ...     first = torch.rand(2)
+        >>> with seeded(3):
+        ...     bool((torch.rand(2) == first).all())
+        True
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs' generators too
+        yield
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return operator.index(value) == value and not isinstance(value, bool)
+    except TypeError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sciflow.data.store import Store, open_store
     from sciflow.density import Density, Likelihood, Status
     from sciflow.families import load
+    from sciflow.interpolation import interpolate
     from sciflow.scoring.score import score
     from sciflow.training.fit import Fit, fit
     from sciflow.training.run import Run
@@ -36,6 +37,7 @@ _HOMES = {
     "Status": "sciflow.density",
     "Store": "sciflow.data.store",
     "fit": "sciflow.training.fit",
+    "interpolate": "sciflow.interpolation",
     "load": "sciflow.families",
     "open_store": "sciflow.data.store",
     "score": "sciflow.scoring.score",
@@ -55,6 +57,7 @@ __all__ = [
     "errors",
     "fit",
     "flows",
+    "interpolate",
     "load",
     "open_store",
     "score",

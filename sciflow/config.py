@@ -71,10 +71,12 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Of the networks; log p keeps float32."
     )
-    compile: bool = Field(default=False, description="Compile the loss with torch.compile.")
+    compile: Literal["auto", "always", "never"] = Field(
+        default="auto", description="Compile the kernels of flows: auto where the work ahead pays for it."
+    )
     shuffle_megabytes: int = Field(default=128, ge=1, description="Events shuffled together, over all workers.")
     degenerate: Literal["error", "warn"] = Field(
-        default="error", description="What a constant or duplicate variable leads to."
+        default="warn", description="What a constant, duplicate or discrete variable leads to."
     )
     seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Of weights, order and noise.")
 

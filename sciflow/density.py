@@ -7,71 +7,24 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sciflow.arrays import numbers
+from sciflow.degenerate import blur
 from sciflow.errors import ConfigError, ShapeError
+from sciflow.likelihood import Likelihood, Status, concatenated, importance_weighted
 
 __all__ = ["MOST_SEED", "Density", "Likelihood", "Status", "checked_shape"]
 
 MOST_SEED = 2**63 - 1  # What torch's generators take.
-
-
-class Status(IntEnum):
-    """What became of a row; only ``OK`` rows carry a log p to rely on."""
-
-    OK = 0
-    MAX_STEPS = 1
-    UNDERFLOW = 2
-    NON_FINITE = 3
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """What is known of log p, one entry a row.
-
-    Attributes:
-        log_prob: ``[*batch]``, nats, in data units.
-        error: ``[*batch]``, nats: two of these hold the truth for 95 % of rows; 0 (up to rounding) for an exact log p.
-        nfe: ``[*batch]``, network evaluations spent on the row.
-        status: ``[*batch]``, see :class:`Status`.
-        kind: ``"exact"`` by change of variables, ``"ode"`` by the probability-flow ODE, ``"elbo"`` for a lower bound.
-
-    Example:
-        >>> row = torch.zeros(3)
-        >>> Likelihood(row - 1.5, row, row.int() + 1, row.int(), "exact")
-        Likelihood(exact, 3 rows: log_prob -1.5 +- 0, error <= 0 nats, nfe 1..1, 3 ok)
-    """
-
-    log_prob: Tensor
-    error: Tensor
-    nfe: Tensor
-    status: Tensor
-    kind: Literal["exact", "ode", "elbo"]
-
-    def __len__(self) -> int:
-        return self.log_prob.numel()
-
-    def __repr__(self) -> str:
-        ok = self.status.reshape(-1) == Status.OK
-        num_ok = int(ok.sum())
-        if num_ok == 0:
-            return f"Likelihood({self.kind}, {len(self)} rows: none ok)"
-        log_prob = self.log_prob.detach().reshape(-1)[ok].double()
-        spread = float(log_prob.std()) if num_ok > 1 else 0.0
-        nfe = self.nfe.reshape(-1)[ok]
-        return (
-            f"Likelihood({self.kind}, {len(self)} rows: log_prob {float(log_prob.mean()):.4g} +- {spread:.2g}, "
-            f"error <= {float(self.error.detach().reshape(-1)[ok].max()):.2g} nats, "
-            f"nfe {int(nfe.min())}..{int(nfe.max())}, {num_ok} ok)"
-        )
+_ROWS_AT_A_TIME = 1 << 16  # where each row comes as several draws
+_DRAWS, _MOST_DRAWS = 16, 1 << 16
 
 
 class Density(nn.Module, ABC):
@@ -95,6 +48,7 @@ class Density(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    blur: Tensor | None
     layout: dict[str, Any] | None
     provenance: dict[str, Any]
 
@@ -117,13 +71,14 @@ class Density(nn.Module, ABC):
             "context_shape": None if self.context_shape is None else list(self.context_shape),
             **arguments,
         }
+        self.register_buffer("blur", None, persistent=False)
         self.layout = None
         self.provenance = {}
 
     # What users call. ------------------------------------------------------------------------------------------
 
     def log_prob(self, x: Any, context: Any = None) -> Tensor:
-        """Return log p in nats, data units.
+        """Return log p in nats, data units; for a row that noise dequantises, a lower bound of it.
 
         Args:
             x: ``[*batch, *event_shape]``, data units; a tensor, an array, or a table with the trained columns.
@@ -136,9 +91,11 @@ class Density(nn.Module, ABC):
             ShapeError: Event or context has another shape than the density was made for.
             DataError: They are no real numbers, or columns are missing.
         """
+        num_draws = self._num_draws
         with self._gradient(x, context):
-            y, c, log_det, batch = self._normalise(x, context)
-            return (self._log_prob(y, c) + log_det).reshape(batch)
+            y, c, log_det, batch = self._normalise(x, context, num_draws)
+            log_prob = (self._log_prob(y, c) + log_det).reshape(batch)
+            return torch.logsumexp(log_prob, 0) - math.log(num_draws) if num_draws else log_prob
 
     def likelihood(self, x: Any, context: Any = None, method: str | None = None, **options: Any) -> Likelihood:
         """Return log p with its kind, error bar, cost and status, one entry a row.
@@ -146,25 +103,25 @@ class Density(nn.Module, ABC):
         Args:
             x: ``[*batch, *event_shape]``, data units.
             context: ``[*context_batch, *context_shape]``, broadcast over the batch.
-            method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
+            method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own. Every
+                density of values that are dequantised has ``"elbo"``, a mean over the cell of the value, with
+                ``num_draws`` for an option.
             **options: Of the method, such as ``tolerance``.
         """
+        num_draws = self._num_draws
+        if method == "elbo" and self.preprocess.num_draws:
+            method, num_draws = None, _checked_draws(options.pop("num_draws", max(_DRAWS, num_draws)))
+        elif method is not None and num_draws:
+            raise ConfigError(f"log p of values that noise dequantises is known by method 'elbo' alone; got {method!r}")
         with self._gradient(x, context):
-            y, c, log_det, batch = self._normalise(x, context)
-            record = self._likelihood(y, c, method, **options)
-            log_prob = record.log_prob + log_det
-        # A row outside the support is known for certain to have log p = -inf; any other has it by underflow.
-        underflow = torch.isneginf(log_prob) & ~torch.isneginf(log_det)
-        failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~_rows_finite(y, len(self.event_shape))
-        found = torch.where(failed, Status.NON_FINITE, torch.where(underflow, Status.UNDERFLOW, Status.OK))
-        status = torch.where(record.status == Status.OK, found, record.status).to(record.status.dtype)
-        return Likelihood(
-            log_prob=log_prob.reshape(batch),
-            error=torch.where(failed | underflow, torch.nan, record.error).reshape(batch),
-            nfe=record.nfe.reshape(batch),
-            status=status.reshape(batch),
-            kind=record.kind,
-        )
+            rows, c, batch = self._rows(x, context)
+            parts = rows.split(max(1, _ROWS_AT_A_TIME // num_draws) if num_draws else max(1, len(rows)))
+            contexts = [None] * len(parts) if c is None else c.split(len(parts[0]))
+            records = [
+                self._record(part, of_part, num_draws, method, options)
+                for part, of_part in zip(parts, contexts, strict=True)
+            ]
+            return concatenated(records).reshape(batch)
 
     def sample(
         self, n: int | Sequence[int], context: Any = None, seed: int | torch.Generator | None = None, **options: Any
@@ -196,8 +153,10 @@ class Density(nn.Module, ABC):
 
     def loss(self, x: Any, context: Any = None) -> Tensor:
         """Return what training lowers, ``[*batch]``, one value a row: nats in data units wherever it bounds log p."""
-        y, c, log_det, batch = self._normalise(x, context)
-        return self._loss(y, c, log_det).reshape(batch)
+        num_draws = self._num_draws
+        y, c, log_det, batch = self._normalise(x, context, num_draws)
+        losses = self._loss(y, c, log_det).reshape(batch)
+        return losses.mean(0) if num_draws else losses
 
     def encode(self, x: Any, context: Any = None) -> Tensor:
         """Map events to noise of the same shape, the inverse of :meth:`decode`."""
@@ -213,9 +172,14 @@ class Density(nn.Module, ABC):
             return x.reshape(*batch, *self.event_shape)
 
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
-        """Fit the data-unit bijections on training rows ``x`` (and ``context``), before the first training step."""
+        """Fit the data-unit bijections on training rows ``x`` (and ``context``), before the first training step.
+
+        Elements that never vary, or repeat another, are noted: training adds noise to them, see
+        :func:`sciflow.degenerate.blur`.
+        """
         rows, c, _ = self._rows(x, context)
         self.preprocess.fit(rows)  # type: ignore[operator]
+        self.blur = self._blur_for(rows)
         if self.preprocess_context is not None and c is not None:
             self.preprocess_context.fit(c)  # type: ignore[operator]
 
@@ -261,13 +225,64 @@ class Density(nn.Module, ABC):
 
     # Shapes and units, once for all. ---------------------------------------------------------------------------
 
-    def _normalise(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, Tensor, torch.Size]:
+    @property
+    def _num_draws(self) -> int:
+        """How many draws of noise stand for a row: none while training, where each comes with fresh noise."""
+        num_draws: int = self.preprocess.num_draws  # type: ignore[assignment]
+        return num_draws if num_draws > 1 and not self.training else 0
+
+    def _blur_for(self, rows: Tensor) -> Tensor | None:
+        if self.preprocess.num_draws:
+            return None  # dequantisation has filled the cells of such elements, too
+        with torch.no_grad():
+            y, _ = self.preprocess(rows)
+        widths = blur(y.flatten(1).cpu().numpy())
+        return None if widths is None else torch.from_numpy(widths).to(y).reshape(self.event_shape)
+
+    def _record(
+        self, rows: Tensor, context: Tensor | None, num_draws: int, method: str | None, options: dict[str, Any]
+    ) -> Likelihood:
+        """The likelihood of rows ``[n, *event_shape]``."""
+        y, c, log_det = self._normalise_rows(rows, context, num_draws)
+        record = self._likelihood(y, c, method, **options)
+        record = replace(record, log_prob=record.log_prob + log_det)
+        finite = _rows_finite(y, len(self.event_shape))
+        outside = torch.isneginf(log_det)
+        if num_draws:
+            record = importance_weighted(record.reshape((num_draws, len(rows))))
+            finite, outside = (flags.reshape(num_draws, len(rows)).all(0) for flags in (finite, outside))
+        log_prob = record.log_prob
+        # A row outside the support is known for certain to have log p = -inf; any other has it by underflow.
+        underflow = torch.isneginf(log_prob) & ~outside
+        failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~finite
+        found = torch.where(failed, Status.NON_FINITE, torch.where(underflow, Status.UNDERFLOW, Status.OK))
+        return replace(
+            record,
+            error=torch.where(failed | underflow, torch.nan, record.error),
+            status=torch.where(record.status == Status.OK, found, record.status).to(record.status.dtype),
+        )
+
+    def _normalise(
+        self, x: Any, context: Any, num_draws: int = 0
+    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[int, ...]]:
+        """Rows in normalised units, their context and Jacobian, and the shape of the batch; draws of noise lead it."""
         rows, c, batch = self._rows(x, context)
-        y, log_det = self.preprocess(rows)
-        if c is not None:
+        return *self._normalise_rows(rows, c, num_draws), (num_draws, *batch) if num_draws else batch
+
+    def _normalise_rows(
+        self, rows: Tensor, context: Tensor | None, num_draws: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if num_draws:
+            y, log_det = (t.flatten(0, 1) for t in self.preprocess.draws(rows, num_draws))  # type: ignore[operator]
+            context = None if context is None else context.repeat(num_draws, *[1] * (context.ndim - 1))
+        else:
+            y, log_det = self.preprocess(rows)
+        if self.training and self.blur is not None:
+            y = y + self.blur * torch.randn_like(y)
+        if context is not None:
             # Networks may lose a NaN on the way, and answer with a number.
-            log_det = torch.where(_rows_finite(c, c.ndim - 1), log_det, torch.nan)
-        return y, self._normalise_context(c), log_det, batch
+            log_det = torch.where(_rows_finite(context, context.ndim - 1), log_det, torch.nan)
+        return y, self._normalise_context(context), log_det
 
     def _normalise_context(self, context: Tensor | None) -> Tensor | None:
         if context is None or self.preprocess_context is None:
@@ -353,6 +368,12 @@ def checked_shape(shape: Sequence[int], name: str) -> torch.Size:
     if len(size) == 0 or min(size) < 1:
         raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {tuple(size)}")
     return size
+
+
+def _checked_draws(num_draws: Any) -> int:
+    if not isinstance(num_draws, int) or isinstance(num_draws, bool) or not 2 <= num_draws <= _MOST_DRAWS:
+        raise ConfigError(f"num_draws must be 2 to {_MOST_DRAWS:,}; got {num_draws!r}")
+    return num_draws
 
 
 def _draws(n: Any) -> tuple[int, ...]:

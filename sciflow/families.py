@@ -14,12 +14,18 @@ from sciflow import model_file
 from sciflow.config import must_be
 from sciflow.density import Density
 from sciflow.errors import ConfigError, nearest
-from sciflow.flows import NSF
+from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, TransformerFlow
 
 __all__ = ["FAMILIES", "build", "load"]
 
 FAMILIES: dict[str, type[Density]] = {
+    Glow.family: Glow,
+    IAF.family: IAF,
+    MAF.family: MAF,
+    NICE.family: NICE,
     NSF.family: NSF,
+    RealNVP.family: RealNVP,
+    TransformerFlow.family: TransformerFlow,
 }
 
 
@@ -43,9 +49,11 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
     """
     arguments = dict(model)
     name = arguments.pop("name", None)
-    if name not in FAMILIES:
-        raise ConfigError(f"model.name: got {name!r}; {nearest(str(name), FAMILIES)}")
-    family = FAMILIES[name]
+    # As the class is called, or with its words apart: RealNVP, real_nvp, real-nvp.
+    plain = str(name).lower().replace("_", "").replace("-", "")
+    if plain not in FAMILIES:
+        raise ConfigError(f"model.name: got {name!r}; {nearest(plain, FAMILIES)}")
+    family = FAMILIES[plain]
     parameters = inspect.signature(family).parameters
     hints = get_type_hints(family.__init__)
     known = [key for key in parameters if key not in ("event_shape", "context_shape")]

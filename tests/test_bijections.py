@@ -11,26 +11,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sciflow.bijections import (
+    ActNorm,
     Affine,
+    Autoregressive,
     Bijection,
     Composite,
     Coupling,
+    FieldCoupling,
     Identity,
+    Inverted,
     Log1p,
     Logit,
     LULinear,
+    OnFirstChannels,
     Permutation,
+    Pointwise,
+    Scale,
     Shift,
     ShiftScale,
     Spline,
+    Squeezed,
     Standardize,
+    TransformerAutoregressive,
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
 )
 from sciflow.errors import ShapeError
-from sciflow.nets import ResidualMLP
+from sciflow.nets import ResidualConvolution, ResidualMLP
 
 MLP = partial(ResidualMLP, hidden_features=(16, 16))
+CONVOLUTION = partial(ResidualConvolution, hidden_features=(4, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +83,11 @@ BIJECTIONS = [
     Coupling(1, Spline(), MLP, num_context=2),
     Coupling(4, Shift(), MLP),
     Coupling(5, ShiftScale(), MLP, num_context=2, keep_last=True),
+    Autoregressive(5, Spline(), (16, 16)),
+    Autoregressive(3, ShiftScale(), (8, 16, 2), num_context=2),
+    Autoregressive(1, Spline(), (8,)),
+    Autoregressive(1, ShiftScale(), (8, 8), num_context=2),
+    Inverted(Autoregressive(3, ShiftScale(), (16, 16), num_context=2)),
     Composite(
         [LULinear(torch.tensor([1, 2, 0])), Coupling(3, Spline(), MLP, num_context=2), Permutation(torch.arange(3))]
     ),
@@ -80,6 +95,24 @@ BIJECTIONS = [
     Log1p((3,)).fit(AMOUNTS),
     Logit((3,)).fit(AMOUNTS),
     Logit((3,), low=-1.0, high=6.0),
+    ActNorm((3,)),
+    ActNorm((2, 3, 4)),
+    Scale((2, 3)),
+    Pointwise(LULinear(torch.tensor([2, 0, 3, 1])), (4, 2, 3)),
+    Pointwise(Coupling(3, ShiftScale(), MLP, num_context=2), (3, 2, 1)),
+    Squeezed(FieldCoupling((4, 2, 2), ShiftScale(), CONVOLUTION, "channel", num_context=2), (1, 4, 4)),
+    OnFirstChannels(FieldCoupling((2, 4, 4), ShiftScale(), CONVOLUTION, num_context=2), (3, 4, 4)),
+    FieldCoupling((1, 4, 4), Shift(), CONVOLUTION),
+    FieldCoupling((3, 4, 3), ShiftScale(), CONVOLUTION, num_context=2, keep_last=True),
+    FieldCoupling((3, 4, 6), ShiftScale(), CONVOLUTION, "channel", num_context=2),
+    FieldCoupling((2, 3, 3), Spline(), CONVOLUTION, "channel", keep_last=True),
+    FieldCoupling((1, 3, 3), Spline(), CONVOLUTION, num_context=2),
+    FieldCoupling((1, 1, 1), ShiftScale(), CONVOLUTION, num_context=2, keep_last=True),
+    TransformerAutoregressive((5,), (1,), hidden_features=(8, 8), num_heads=2),
+    TransformerAutoregressive((6,), (2,), hidden_features=(8, 8), num_heads=2, num_context=2, reverse=True),
+    TransformerAutoregressive((2, 4, 6), (2, 2, 3), hidden_features=(8,), num_context=2),
+    TransformerAutoregressive((1,), (1,), hidden_features=(8,)),
+    TransformerAutoregressive((2,), (2,), hidden_features=(8,), num_context=2, reverse=True),
 ]
 
 
@@ -145,8 +178,8 @@ class TestEveryBijection:
     def test_survives_saving(self, bijection: Bijection, tmp_path) -> None:
         save_file({k: v.contiguous() for k, v in bijection.state_dict().items()}, tmp_path / "b.safetensors")
         fresh = copy.deepcopy(bijection)
-        for tensor in (*fresh.parameters(), *fresh.buffers()):
-            tensor.data.zero_()
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
         fresh.load_state_dict(load_file(tmp_path / "b.safetensors"))
         x = rows(bijection, 5)
         for mine, saved in zip(bijection(x, context_for(bijection)), fresh(x, context_for(bijection)), strict=True):

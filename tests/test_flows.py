@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from sciflow.errors import ConfigError
-from sciflow.flows import NSF, Flow
+from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, TransformerFlow
 
 SMALL: dict[str, Any] = {"num_transforms": 3, "hidden_features": (16, 16), "seed": 0}
+# Of convolutions, which sum over 9 places: with random weights the sums should not run away.
+NARROW: dict[str, Any] = {"num_transforms": 2, "hidden_features": (4, 4), "seed": 0}
 
 FLOWS = [
     NSF(event_shape=(2,), **SMALL),
@@ -21,6 +23,28 @@ FLOWS = [
     NSF(event_shape=(1,), context_shape=(2, 2), **SMALL),
     NSF(event_shape=(2, 3, 1), preprocess=["standardize"], num_bins=4, tail_bound=3.0, **SMALL),
     NSF(event_shape=(5,), num_transforms=2, hidden_features=(8, 16), dropout=0.2, seed=1),
+    NSF(event_shape=(3,), context_shape=(2,), autoregressive=True, **SMALL),
+    NSF(event_shape=(1,), context_shape=(2,), autoregressive=True, **SMALL),
+    MAF(event_shape=(4,), **SMALL),
+    MAF(event_shape=(2,), context_shape=(3,), **SMALL),
+    IAF(event_shape=(3,), **SMALL),
+    IAF(event_shape=(2,), context_shape=(3,), **SMALL),
+    NICE(event_shape=(2,), **SMALL),
+    NICE(event_shape=(3,), context_shape=(2,), **SMALL),
+    NICE(event_shape=(1, 4, 4), **NARROW),
+    RealNVP(event_shape=(2,), context_shape=(3,), **SMALL),
+    RealNVP(event_shape=(5,), dropout=0.2, **SMALL),
+    RealNVP(event_shape=(3, 4, 6), context_shape=(2,), **NARROW),
+    Glow(event_shape=(2,), **SMALL),
+    Glow(event_shape=(2, 2), context_shape=(2, 2), **SMALL),
+    Glow(event_shape=(1, 4, 4), **NARROW),
+    Glow(event_shape=(3, 4, 6), context_shape=(2,), **NARROW),
+    Glow(event_shape=(2, 3, 1), **NARROW),
+    TransformerFlow(event_shape=(2,), **SMALL),
+    TransformerFlow(event_shape=(5,), context_shape=(2, 2), dropout=0.2, **SMALL),
+    TransformerFlow(event_shape=(2, 4, 6), context_shape=(2,), patch_size=2, **SMALL),
+    TransformerFlow(event_shape=(1,), context_shape=(3,), preprocess="none", **SMALL),
+    TransformerFlow(event_shape=(2,), patch_size=2, **SMALL),
 ]
 
 
@@ -99,7 +123,9 @@ class TestEveryFlow:
 
     def test_training_lowers_the_loss(self, flow: Flow) -> None:
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(512, *flow.event_shape, generator=generator).square()
+        # Sums: elements that depend on each other, for flows that cannot bend one alone.
+        x = torch.rand(512, *flow.event_shape, generator=generator).square().flatten(1).cumsum(1)
+        x = x.reshape(512, *flow.event_shape)
         flow = type(flow)(**flow.arguments)
         flow.fit_preprocessing(x, None if flow.context_shape is None else torch.randn(512, *flow.context_shape))
         optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
@@ -117,8 +143,8 @@ class TestEveryFlow:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             log_prob = flow.log_prob(x, context)
         assert log_prob.dtype == torch.float32
-        # Only the networks' outputs are rounded, to three digits.
-        assert (log_prob - flow.log_prob(x, context)).abs().mean() < 0.05
+        # Only the networks' outputs are rounded, to three digits; the errors of many elements add up.
+        assert (log_prob - flow.log_prob(x, context)).abs().mean() < 0.05 * max(1, flow.event_shape.numel() / 6) ** 0.5
 
     def test_compiles_as_one_graph(self, flow: Flow) -> None:
         torch._dynamo.reset()

@@ -1,33 +1,67 @@
 """Invertible maps with their log-determinants; ``forward`` goes from data to noise."""
 
+from sciflow.bijections.actnorm import ActNorm, initialise
 from sciflow.bijections.affine import Affine
+from sciflow.bijections.autoregressive import Autoregressive, inverse_by
 from sciflow.bijections.base import Bijection
 from sciflow.bijections.composite import Composite
 from sciflow.bijections.coupling import Coupling
+from sciflow.bijections.field import OnFirstChannels, Pointwise, Squeezed, squeezed_shape
+from sciflow.bijections.field_coupling import FieldCoupling
 from sciflow.bijections.identity import Identity
+from sciflow.bijections.inverted import Inverted
 from sciflow.bijections.linear import LULinear, Permutation
-from sciflow.bijections.preprocess import Dequantize, Log1p, Logit, Preprocessor, Standardize, preprocessing
+from sciflow.bijections.preprocess import (
+    Angles,
+    Dequantize,
+    Log1p,
+    Logit,
+    Preprocessor,
+    Standardize,
+    VariationalDequantize,
+    preprocessing,
+)
+from sciflow.bijections.scale import Scale
+from sciflow.bijections.some import OnSome
 from sciflow.bijections.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
-from sciflow.bijections.univariate import Shift, ShiftScale, Spline, Univariate
+from sciflow.bijections.transformer import TransformerAutoregressive
+from sciflow.bijections.univariate import CircularSpline, EachItsOwn, Shift, ShiftScale, Spline, Univariate
 
 __all__ = [
+    "ActNorm",
     "Affine",
+    "Angles",
+    "Autoregressive",
     "Bijection",
+    "CircularSpline",
     "Composite",
     "Coupling",
     "Dequantize",
+    "EachItsOwn",
+    "FieldCoupling",
     "Identity",
+    "Inverted",
     "LULinear",
     "Log1p",
     "Logit",
+    "OnFirstChannels",
+    "OnSome",
     "Permutation",
+    "Pointwise",
     "Preprocessor",
+    "Scale",
     "Shift",
     "ShiftScale",
     "Spline",
+    "Squeezed",
     "Standardize",
+    "TransformerAutoregressive",
     "Univariate",
+    "VariationalDequantize",
+    "initialise",
+    "inverse_by",
     "preprocessing",
     "rational_quadratic_spline",
     "rational_quadratic_spline_inverse",
+    "squeezed_shape",
 ]

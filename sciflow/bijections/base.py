@@ -51,6 +51,20 @@ class Bijection(nn.Module, ABC):
         """Whether :meth:`fit` has been called, or need not be; it is saved with the model."""
         return True
 
+    @property
+    def num_draws(self) -> int:
+        """How many draws of its noise stand for an event in eval mode; 0 where the map draws none, as most do."""
+        return 0
+
+    def draws(self, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+        """Map data to noise once for each of ``num_draws`` fixed draws of the map's own noise, the same at every call.
+
+        Returns:
+            ``z`` and the log-determinant as from :meth:`forward`, with a leading dimension of ``num_draws``.
+        """
+        z, log_det = self.forward(x)
+        return z.expand(num_draws, *z.shape), log_det.expand(num_draws, *log_det.shape)
+
     def batch_shape(self, x: Tensor) -> torch.Size:
         """Return the leading dimensions of ``x``, after checking that the trailing ones are an event.
 

@@ -58,6 +58,18 @@ class Composite(Bijection):
         return z, log_det
 
     @property
+    def num_draws(self) -> int:
+        """Those of the first: dequantisation comes first."""
+        return self.bijections[0].num_draws  # type: ignore[return-value]
+
+    def draws(self, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+        z, log_det = self.bijections[0].draws(x, num_draws)  # type: ignore[operator]
+        for bijection in self.bijections[1:]:
+            z, term = bijection(z)
+            log_det = log_det + term
+        return z, log_det
+
+    @property
     def is_fitted(self) -> bool:
         """Whether all of them are."""
         return all(bijection.is_fitted for bijection in self.bijections)

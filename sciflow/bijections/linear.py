@@ -68,10 +68,12 @@ class LULinear(Bijection):
     """
 
     inverse_order: Tensor
+    identity: Tensor
 
     def __init__(self, order: Tensor) -> None:
         super().__init__(order.shape)
         num_features = len(order)
+        self.register_buffer("identity", torch.eye(num_features), persistent=False)
         self.register_buffer("inverse_order", _checked_order(order).argsort())
         # L below the diagonal, U above it, as LAPACK packs them.
         self.factors = nn.Parameter(torch.zeros(num_features, num_features))
@@ -83,7 +85,7 @@ class LULinear(Bijection):
         # The mixing acts on the variables themselves: under autocast, half precision here would be error in the data.
         with torch.autocast(x.device.type, enabled=False):
             lower, upper, diagonal = self._triangles()
-            weight = (lower @ upper)[:, self.inverse_order]
+            weight = (lower @ upper).index_select(1, self.inverse_order)
             return F.linear(x, weight, self.bias), diagonal.log().sum().expand(batch)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,8 +100,8 @@ class LULinear(Bijection):
 
     def _triangles(self) -> tuple[Tensor, Tensor, Tensor]:
         diagonal = F.softplus(self.raw_diagonal) + _MIN_DIAGONAL
-        lower = self.factors.tril(-1) + torch.eye(len(diagonal), dtype=diagonal.dtype, device=diagonal.device)
-        upper = self.factors.triu(1) + diagonal.diag()
+        lower = self.factors.tril(-1) + self.identity
+        upper = self.factors.triu(1) + self.identity * diagonal
         return lower, upper, diagonal
 
 

@@ -1,43 +1,39 @@
 r"""Monotonic rational-quadratic splines, as pure functions.
 
-In bin :math:`k` of width :math:`w`, height :math:`h` and end slopes :math:`d_0, d_1`, with
-:math:`\theta = (x - x_k) / w` and :math:`s = h / w`,
-
-.. math::
-    z = z_k + h \frac{s \theta^2 + d_0 \theta (1 - \theta)}{s + (d_0 + d_1 - 2 s) \theta (1 - \theta)}, \qquad
-    \frac{dz}{dx} = s^2 \frac{d_1 \theta^2 + 2 s \theta (1 - \theta) + d_0 (1 - \theta)^2}
-                             {[s + (d_0 + d_1 - 2 s) \theta (1 - \theta)]^2} .
-
-Outside the box [-tail_bound, tail_bound] the map is the identity, and meets the spline with slope 1.
-From Durkan et al., Neural Spline Flows, arXiv:1906.04032.
+The box [-tail_bound, tail_bound] is cut into bins, in each of which the map is a quotient of two quadratics
+(:mod:`sciflow.bijections.spline_bin`). Outside the box it is the identity, and meets the spline with slope 1. A
+*circular* spline has one slope of its own for both ends of the box, which are the same point of a circle. From Durkan
+et al., arXiv:1906.04032, and Rezende et al., arXiv:2002.02428.
 
 The bins are the first dimension of ``parameters``: ``num_bins`` widths, ``num_bins`` heights, ``num_bins - 1`` inner
-slopes, all unconstrained; zeros give the identity. Bins first, because reductions over a leading dimension run
-vectorised over the elements: three times faster on a CPU than over a trailing dimension of eight.
+slopes, all unconstrained; zeros give the identity. One slope more makes the spline circular. Bins first, because
+reductions over a leading dimension run vectorised over the elements: three times faster on a CPU than over a trailing
+dimension of eight.
+
+Where much is to be done (see :mod:`sciflow.kernels`), the same functions run as compiled kernels.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sciflow.bijections.spline_bin import MIN_SIZE, climb, descend, slope_at_knot
+from sciflow.bijections.spline_kernel import FusedSpline, FusedSplineInverse
+from sciflow.kernels import worthwhile
+
 __all__ = ["num_spline_parameters", "rational_quadratic_spline", "rational_quadratic_spline_inverse"]
 
-_MIN_SIZE = 1e-3  # of a bin, as a fraction of the box: bounds the steepness, and so the rounding error
-_MIN_SLOPE = 1e-3
 
-
-def num_spline_parameters(num_bins: int) -> int:
-    """Return how many parameters one spline takes.
+def num_spline_parameters(num_bins: int, circular: bool = False) -> int:
+    """Return how many parameters one spline takes; the number tells which kind it is.
 
     Example:
-        >>> num_spline_parameters(8)
-        23
+        >>> num_spline_parameters(8), num_spline_parameters(8, circular=True)
+        (23, 24)
     """
-    return 3 * num_bins - 1
+    return 3 * num_bins if circular else 3 * num_bins - 1
 
 
 def rational_quadratic_spline(x: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
@@ -60,22 +56,19 @@ def rational_quadratic_spline(x: Tensor, parameters: Tensor, tail_bound: float) 
         (True, True)
     """
     x, parameters = _at_least_float32(x, parameters)
+    if worthwhile(x):
+        return FusedSpline.apply(x, parameters, tail_bound)
     # The branch comes last: where() hides a value that is not wanted, but not a NaN gradient behind it.
     inner = x.clamp(-tail_bound, tail_bound)
     left, bottom, width, height, slope0, slope1 = _bin_of(inner, parameters, tail_bound, axis=0)
     theta = ((inner - left) / width).clamp(0, 1)
-    slope = height / width
-    z, log_slope = _evaluate(theta, slope, slope0, slope1)
-    outside = x.abs() >= tail_bound
-    return torch.where(outside, x, bottom + height * z), log_slope.masked_fill(outside, 0)
+    fraction, log_slope = climb(theta, height / width, slope0, slope1)
+    outside = x.abs() > tail_bound
+    return torch.where(outside, x, bottom + height * fraction), log_slope.masked_fill(outside, 0)
 
 
 def rational_quadratic_spline_inverse(z: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
-    r"""Undo :func:`rational_quadratic_spline`.
-
-    With :math:`v = (z - z_k) / h` and :math:`\kappa = d_0 + d_1 - 2 s`, :math:`\theta` is the root in [0, 1] of
-
-    .. math:: (s - d_0 + v \kappa) \theta^2 + (d_0 - v \kappa) \theta - s v = 0 .
+    """Undo :func:`rational_quadratic_spline`.
 
     Args:
         z: Any shape.
@@ -93,20 +86,14 @@ def rational_quadratic_spline_inverse(z: Tensor, parameters: Tensor, tail_bound:
         (True, True)
     """
     z, parameters = _at_least_float32(z, parameters)
+    if worthwhile(z):
+        return FusedSplineInverse.apply(z, parameters, tail_bound)
     inner = z.clamp(-tail_bound, tail_bound)
     left, bottom, width, height, slope0, slope1 = _bin_of(inner, parameters, tail_bound, axis=1)
-    v = ((inner - bottom) / height).clamp(0, 1)
     slope = height / width
-    excess = v * (slope0 + slope1 - 2 * slope)
-    a, b, minus_c = slope - slope0 + excess, slope0 - excess, slope * v
-    # The discriminant is positive. Should rounding ever say otherwise, the root stays real and its gradient finite.
-    root = (b * b + 4 * a * minus_c).clamp_min(torch.finfo(z.dtype).tiny).sqrt()
-    # Of the two forms of the root, each time the one that adds numbers of one sign: the other would cancel.
-    positive = b >= 0
-    theta = torch.where(positive, 2 * minus_c, root - b) / torch.where(positive, b + root, 2 * a)
-    theta = theta.clamp(0, 1)
-    _, log_slope = _evaluate(theta, slope, slope0, slope1)
-    outside = z.abs() >= tail_bound
+    theta = descend(((inner - bottom) / height).clamp(0, 1), slope, slope0, slope1)
+    _, log_slope = climb(theta, slope, slope0, slope1)
+    outside = z.abs() > tail_bound
     return torch.where(outside, z, left + width * theta), -log_slope.masked_fill(outside, 0)
 
 
@@ -120,7 +107,7 @@ def _bin_of(at: Tensor, parameters: Tensor, tail_bound: float, axis: int) -> tup
     num_bins = (len(parameters) + 1) // 3
     side = 2 * tail_bound
     fractions = F.softmax(parameters[: 2 * num_bins].unflatten(0, (2, num_bins)), dim=1)
-    sizes = fractions * (side * (1 - _MIN_SIZE * num_bins)) + side * _MIN_SIZE
+    sizes = fractions * (side * (1 - MIN_SIZE * num_bins)) + side * MIN_SIZE
     ends = sizes.cumsum(1) - tail_bound
     index = (at.detach() >= ends[axis, :-1]).sum(0)
 
@@ -128,18 +115,11 @@ def _bin_of(at: Tensor, parameters: Tensor, tail_bound: float, axis: int) -> tup
     size = sizes.gather(1, here).squeeze(1)
     start = ends.gather(1, here).squeeze(1) - size
 
-    # Zeros at both ends stand for slope 1, that of the tails.
-    raw_slopes = F.pad(parameters[2 * num_bins :], [0, 0] * at.ndim + [1, 1])
-    raw_slopes = raw_slopes.gather(0, torch.stack((index, index + 1)))
-    slopes = F.softplus(raw_slopes + math.log(math.expm1(1 - _MIN_SLOPE))) + _MIN_SLOPE
+    raw_slopes = parameters[2 * num_bins :]
+    if len(raw_slopes) == num_bins:
+        raw_slopes = torch.cat((raw_slopes[-1:], raw_slopes))
+    else:
+        # Zeros at both ends stand for slope 1, that of the tails.
+        raw_slopes = F.pad(raw_slopes, [0, 0] * at.ndim + [1, 1])
+    slopes = slope_at_knot(raw_slopes.gather(0, torch.stack((index, index + 1))))
     return (*start.unbind(0), *size.unbind(0), *slopes.unbind(0))
-
-
-def _evaluate(theta: Tensor, slope: Tensor, slope0: Tensor, slope1: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the height reached, as a fraction of the bin's, and the log-slope there."""
-    theta_squared, remainder = theta * theta, 1 - theta
-    mixed = theta * remainder
-    denominator = slope + (slope0 + slope1 - 2 * slope) * mixed
-    fraction = (slope * theta_squared + slope0 * mixed) / denominator
-    numerator = slope1 * theta_squared + 2 * slope * mixed + slope0 * remainder * remainder
-    return fraction, 2 * torch.log(slope / denominator) + torch.log(numerator)

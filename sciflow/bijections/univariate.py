@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +15,23 @@ from sciflow.bijections.spline import (
     rational_quadratic_spline_inverse,
 )
 
-__all__ = ["Shift", "ShiftScale", "Spline", "Univariate"]
+__all__ = ["CircularSpline", "EachItsOwn", "Shift", "ShiftScale", "Spline", "Univariate"]
 
 
 class Univariate(ABC):
     """A family of increasing functions of one variable.
 
     Both directions work element by element, on ``x`` of any shape and ``parameters`` of shape
-    ``[num_parameters, *x.shape]``, unconstrained; zeros give the identity. They return the value and the logarithm of
-    the slope, both of the shape of ``x``, in float32 at least whatever the autocast.
+    ``[num_parameters, *x.shape]``, unconstrained; zeros give the identity. Parameters beyond these are left alone.
+    Both return the value and the logarithm of the slope, of the shape of ``x``, in float32 at least whatever the
+    autocast.
     """
 
     num_parameters: int
+
+    def of(self, feature: int) -> Univariate:
+        """Return what maps one feature alone, where ``x`` is ``[num_features, *batch]`` and features differ in kind."""
+        return self
 
     @abstractmethod
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +89,7 @@ class ShiftScale(Univariate):
         return (z - shift) * torch.exp(-log_scale), -log_scale
 
     def _shift_and_log_scale(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = parameters.to(torch.promote_types(x.dtype, torch.float32)).unbind(0)
+        shift, raw, *_ = parameters.to(torch.promote_types(x.dtype, torch.float32)).unbind(0)
         return shift, self.bound * torch.tanh(raw / self.bound)
 
 
@@ -105,7 +112,73 @@ class Spline(Univariate):
         self.num_parameters = num_spline_parameters(num_bins)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return rational_quadratic_spline(x, parameters, self.tail_bound)
+        return rational_quadratic_spline(x, parameters[: self.num_parameters], self.tail_bound)
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return rational_quadratic_spline_inverse(z, parameters, self.tail_bound)
+        return rational_quadratic_spline_inverse(z, parameters[: self.num_parameters], self.tail_bound)
+
+
+class CircularSpline(Univariate):
+    """Turn a circle and bend it, by a spline whose ends have the same slope; from Rezende et al., arXiv:2002.02428.
+
+    Angles are taken, and returned, in [-pi, pi].
+
+    Args:
+        num_bins: Bins of each spline.
+
+    Example:
+        >>> spline = CircularSpline(num_bins=8)
+        >>> z, log_slope = spline.forward(torch.tensor([3.0]), torch.zeros(spline.num_parameters, 1))
+        >>> torch.allclose(z, torch.tensor([3.0])), spline.num_parameters
+        (True, 25)
+    """
+
+    def __init__(self, num_bins: int = 8) -> None:
+        self._shift = num_spline_parameters(num_bins, circular=True)
+        self.num_parameters = self._shift + 1
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic_spline(_wrapped(x + parameters[self._shift]), parameters[: self._shift], math.pi)
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        x, log_slope = rational_quadratic_spline_inverse(_wrapped(z), parameters[: self._shift], math.pi)
+        return _wrapped(x - parameters[self._shift]), log_slope
+
+
+class EachItsOwn(Univariate):
+    """Maps of different kinds side by side, one for every feature: ``x`` has the shape ``[num_features, *batch]``.
+
+    Args:
+        kinds: The map of each feature.
+
+    Example:
+        >>> mixed = EachItsOwn([Shift(), ShiftScale(), Shift()])
+        >>> z, log_slope = mixed.forward(torch.ones(3, 5), torch.zeros(mixed.num_parameters, 3, 5))
+        >>> z.shape, log_slope.shape
+        (torch.Size([3, 5]), torch.Size([3, 5]))
+    """
+
+    def __init__(self, kinds: Sequence[Univariate]) -> None:
+        self.kinds = list(kinds)
+        self.num_parameters = max(kind.num_parameters for kind in kinds)
+        self._groups = {kind: [i for i, other in enumerate(kinds) if other is kind] for kind in dict.fromkeys(kinds)}
+        places = [i for group in self._groups.values() for i in group]
+        self._order = sorted(range(len(places)), key=places.__getitem__)
+
+    def of(self, feature: int) -> Univariate:
+        return self.kinds[feature]
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._joined([kind.forward(x[group], parameters[:, group]) for kind, group in self._groups.items()])
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return self._joined([kind.inverse(z[group], parameters[:, group]) for kind, group in self._groups.items()])
+
+    def _joined(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        values, log_slopes = zip(*parts, strict=True)
+        return torch.cat(values)[self._order], torch.cat(log_slopes)[self._order]
+
+
+def _wrapped(x: Tensor) -> Tensor:
+    """The same angle within [-pi, pi]."""
+    return (x - 2 * math.pi * torch.round(x / (2 * math.pi))).clamp(-math.pi, math.pi)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -79,6 +79,21 @@ class Arguments:
         self.require(name, value, valid, f"whole widths of 1 to {MOST_FEATURES:,}")
         self.values[name] = [operator.index(width) for width in widths]
         return tuple(self.values[name])
+
+    def periods(self, name: str, value: Any, num_features: int) -> dict[int, float]:
+        """Periods by place in the flattened event; a list of places stands for periods of 2 pi."""
+        expected = f"places from 0 to {num_features - 1}, each once, or a mapping from them to positive periods"
+        self.require(name, value, value is None or (isinstance(value, Iterable) and not isinstance(value, str)), expected)
+        pairs = list(value.items()) if isinstance(value, Mapping) else [(place, math.tau) for place in value or ()]
+        # JSON and YAML files may have turned the places into texts.
+        pairs = [(int(place) if isinstance(place, str) and place.isdecimal() else place, p) for place, p in pairs]
+        places = [place for place, _ in pairs]
+        valid = all(_is_whole(place) and 0 <= place < num_features for place in places)
+        valid = valid and len(set(places)) == len(places)
+        self.require(name, value, valid and all(_is_number(p) and 0 < p < math.inf for _, p in pairs), expected)
+        periods = {operator.index(place): float(period) for place, period in pairs}
+        self.values[name] = {str(place): period for place, period in periods.items()} or None
+        return periods
 
     def seed(self, value: Any) -> int | None:
         """A seed, or None."""

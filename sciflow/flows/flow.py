@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.bijections import Bijection, Standardize, preprocessing
-from sciflow.density import Density, Likelihood, Status
+from sciflow.bijections import Angles, Bijection, Standardize, preprocessing
+from sciflow.density import Density, Likelihood, Status, checked_shape
 from sciflow.errors import ConfigError
-from sciflow.flows.base import base_density
+from sciflow.flows.arguments import seeded
+from sciflow.flows.base import Base, OnCircles, base_density
+from sciflow.kernels import repeated
 
 __all__ = ["Flow"]
 
@@ -31,6 +33,8 @@ class Flow(Density):
         context_shape: Shape of what the density is conditioned on, or None.
         base: Density of the noise, see :func:`sciflow.flows.base.base_density`.
         preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
+        periods: Periods of the elements that are periodic, by place in the flattened event; the transform takes them
+            as angles in [-pi, pi], and base and preprocessing are those of the others.
         arguments: The constructor's other arguments, as JSON can hold them.
     """
 
@@ -42,13 +46,15 @@ class Flow(Density):
         *,
         base: Any,
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        periods: Mapping[int, float] | None = None,
         arguments: dict[str, Any],
     ) -> None:
-        noise = base_density(base, event_shape)
+        with seeded(arguments.get("seed")):
+            noise, to_normal_units = _ends(base, preprocess, checked_shape(event_shape, "event_shape"), periods or {})
         super().__init__(
             event_shape,
             context_shape,
-            preprocess=preprocessing(preprocess, event_shape),
+            preprocess=to_normal_units,
             preprocess_context=None if context_shape is None else Standardize(context_shape),
             arguments={**arguments, "base": noise.specification, "preprocess": preprocess},
         )
@@ -79,7 +85,8 @@ class Flow(Density):
         z = self.base.sample(n, generator, self.dtype, self.device)
         parts = z.split(_SAMPLE_ROWS)
         contexts = [None] * len(parts) if context is None else context.split(_SAMPLE_ROWS)
-        return torch.cat([self._decode(part, c) for part, c in zip(parts, contexts, strict=True)])
+        with repeated(len(parts)):
+            return torch.cat([self._decode(part, c) for part, c in zip(parts, contexts, strict=True)])
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
         z, _ = self.transform(self._shaped(y), _flat(context))
@@ -103,6 +110,20 @@ class Flow(Density):
     def _summary(self) -> str:
         """What ``repr`` says of the architecture; ends with a comma and a space if it says anything."""
         return ""
+
+
+def _ends(base: Any, preprocess: Any, event_shape: torch.Size, periods: Mapping[int, float]) -> tuple[Base, Bijection]:
+    """Both ends of a flow: the density of the noise, and the way from data units."""
+    if not periods:
+        return base_density(base, event_shape), preprocessing(preprocess, event_shape)
+    num_others = event_shape.numel() - len(periods)
+    if num_others == 0:
+        return OnCircles(event_shape, list(periods), None), Angles(event_shape, periods, None)
+    others = preprocessing(preprocess, (num_others,))
+    if others.num_draws:
+        raise ConfigError("preprocess: values on a grid beside periodic ones cannot be dequantised yet: leave it out")
+    noise = OnCircles(event_shape, list(periods), base_density(base, (num_others,)))
+    return noise, Angles(event_shape, periods, others)
 
 
 def _flat(context: Tensor | None) -> Tensor | None:

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
-
-from sciflow.bijections import Bijection, Composite, Coupling, LULinear, Spline
-from sciflow.flows.arguments import MOST_TRANSFORMS, Arguments, seeded
+from sciflow.bijections import CircularSpline, Spline
+from sciflow.flows.arguments import Arguments, seeded
+from sciflow.flows.chains import autoregressive_chain, coupling_chain
+from sciflow.flows.circular import circular_chain
 from sciflow.flows.flow import Flow
-from sciflow.nets import ResidualMLP
+from sciflow.flows.sizes import Sizes
 
 __all__ = ["NSF"]
 
 
 class NSF(Flow):
-    r"""Rational-quadratic neural spline flow, RQ-NSF(C) of Durkan et al., arXiv:1906.04032.
+    r"""Rational-quadratic neural spline flow, Durkan et al., arXiv:1906.04032.
 
     .. math:: f = \mathrm{LU} \circ (\mathrm{spline}_n \circ \mathrm{LU}_n) \circ \dots
                   \circ (\mathrm{spline}_1 \circ \mathrm{LU}_1)
 
-    Every transform mixes the features linearly, in a random order, and then bends one half of them by splines that a
-    residual network reads off the other half (and the context); the halves take turns. It starts as a standard normal
-    of the normalised event. Events and contexts of more than one dimension are flattened.
+    Every transform mixes the features linearly, in a random order, and then bends them by splines. By coupling (the
+    default) a residual network reads the splines of one half off the other half, and the halves take turns: log_prob
+    and sampling cost one pass each. ``autoregressive=True`` bends every feature by what a masked network reads off
+    those before it: often the better fit with fewer transforms; log_prob is one pass, sampling goes feature by
+    feature, each hidden unit computed once (:func:`sciflow.bijections.inverse_by`). It starts as a standard normal of
+    the normalised event. Events and contexts of more than one dimension are flattened.
+
+    Features that come round again (angles, times of day, longitudes) are named by ``periodic``: their splines are
+    circular, their noise is uniform on the circle, and log p is the same one period further on. They are not mixed
+    linearly, and networks see their cosine and sine; from Rezende et al., arXiv:2002.02428.
+
+    With one feature, a coupling bends it by what the context says, or by one spline that is learned as it is.
 
     The defaults are those that did best on held-out rows of two tables of 10 and 8 columns (MAGIC gamma, HTRU2): fewer
     transforms do worse on both; wider networks gain on the one and overfit the other.
@@ -32,10 +40,13 @@ class NSF(Flow):
     Args:
         event_shape: Shape of one event.
         context_shape: Shape of what the density is conditioned on, or None.
-        num_transforms: Pairs of mixing and coupling.
+        autoregressive: Bend every feature by those before it, instead of half of them by the other half.
+        num_transforms: Pairs of mixing and splines.
         hidden_features: Hidden widths of each network; equal neighbours make residual blocks.
         num_bins: Bins of each spline.
         tail_bound: The splines act within this many standard deviations; beyond, only the mixing does.
+        periodic: Places of the periodic features in the flattened event, of period 2 pi; or a mapping from place to
+            period, in data units, such as ``{2: 360.0}``.
         dropout: Of the networks, while training.
         base: Density of the noise, see :func:`sciflow.flows.base.base_density`.
         preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
@@ -45,6 +56,7 @@ class NSF(Flow):
         ConfigError: An argument is out of range.
 
     Example:
+        >>> import torch
         >>> flow = NSF(event_shape=(3,), num_transforms=2, hidden_features=(64, 64), seed=0)
         >>> flow
         NSF(event_shape=(3,), context_shape=None, num_transforms=2, 22,921 parameters)
@@ -59,41 +71,38 @@ class NSF(Flow):
         event_shape: Sequence[int],
         context_shape: Sequence[int] | None = None,
         *,
+        autoregressive: bool = False,
         num_transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
         num_bins: int = 8,
         tail_bound: float = 3.0,
+        periodic: Sequence[int] | Mapping[int, float] | None = None,
         dropout: float = 0.0,
         base: Any = "normal",
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
         seed: int | None = None,
     ) -> None:
-        checked = Arguments("NSF")
-        num_transforms = checked.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS)
-        hidden_features = checked.widths("hidden_features", hidden_features)
-        num_bins = checked.whole("num_bins", num_bins, 2, 256)
-        tail_bound = checked.positive("tail_bound", tail_bound)
-        dropout = checked.fraction("dropout", dropout)
-        seed = checked.seed(seed)
-        event_shape = checked.shape("event_shape", event_shape)
-        context_shape = None if context_shape is None else checked.shape("context_shape", context_shape)
-        num_features = event_shape.numel()
-        num_context = 0 if context_shape is None else context_shape.numel()
-        spline = Spline(num_bins, tail_bound)
-        network = partial(ResidualMLP, hidden_features=hidden_features, dropout=dropout)
-        with seeded(seed):
-            transforms: list[Bijection] = []
-            for i in range(num_transforms):
-                transforms.append(LULinear(torch.randperm(num_features)))
-                transforms.append(Coupling(num_features, spline, network, num_context, keep_last=i % 2 == 1))
-            transforms.append(LULinear(torch.randperm(num_features)))
+        arguments = Arguments("NSF")
+        sizes = Sizes.checked(arguments, event_shape, context_shape, num_transforms, hidden_features, dropout)
+        arguments.flag("autoregressive", autoregressive)
+        num_bins = arguments.whole("num_bins", num_bins, 2, 256)
+        spline = Spline(num_bins, arguments.positive("tail_bound", tail_bound))
+        periods = arguments.periods("periodic", periodic, sizes.num_features)
+        with seeded(arguments.seed(seed)):
+            if periods:
+                chain = circular_chain(periods, spline, CircularSpline(num_bins), sizes, autoregressive)
+            elif autoregressive:
+                chain = autoregressive_chain(spline, sizes)
+            else:
+                chain = coupling_chain(spline, sizes)
         super().__init__(
-            Composite(transforms),
-            event_shape,
-            context_shape,
+            chain,
+            sizes.event_shape,
+            sizes.context_shape,
             base=base,
             preprocess=preprocess,
-            arguments=checked.values,
+            periods=periods,
+            arguments=arguments.values,
         )
 
     def _summary(self) -> str:

@@ -1,5 +1,8 @@
 """Networks: what bijections and denoisers are conditioned by."""
 
+from sciflow.nets.convolution import ResidualConvolution
+from sciflow.nets.made import MADE
 from sciflow.nets.mlp import ResidualMLP
+from sciflow.nets.transformer import CausalTransformer
 
-__all__ = ["ResidualMLP"]
+__all__ = ["MADE", "CausalTransformer", "ResidualConvolution", "ResidualMLP"]

@@ -81,4 +81,4 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.outer(self.dropout(F.relu(self.inner(F.relu(h)))))
+        return h + self.outer(self.dropout(self.inner(F.relu(h)).relu_()))

@@ -15,6 +15,7 @@ from sciflow.data.place import consolidate, put_in_place, require_free
 from sciflow.data.store import is_url
 from sciflow.density import Density
 from sciflow.errors import ConfigError, StoreError
+from sciflow.kernels import repeated
 from sciflow.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def write_samples(
     with writing(path):
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            with progress_bar("drawing", n, progress) as update:
+            with progress_bar("drawing", n, progress) as update, repeated(-(-n // BLOCK_ROWS)):
                 for number, start in enumerate(range(0, n, BLOCK_ROWS)):
                     # A seed of its own for every block: draws do not depend on how many blocks are made at a time.
                     block_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -16,6 +16,7 @@ from sciflow.data.split import SPLITS
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import ConfigError, LayoutError, ShapeError
+from sciflow.kernels import repeated
 from sciflow.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def score_rows(
     num_context_dims = 0 if density.context_shape is None else len(density.context_shape)
     # One context for all may come as one row, too.
     per_row = context is not None and np.ndim(context) > num_context_dims and len(context) > 1
-    with torch.no_grad():
-        for start in range(0, max(1, len(events)), batch_size):
+    starts = range(0, max(1, len(events)), batch_size)
+    with torch.no_grad(), repeated(len(starts)):
+        for start in starts:
             rows = slice(start, start + batch_size)
             record = density.likelihood(events[rows], context[rows] if per_row else context, method, **options)
             kind = record.kind
@@ -163,7 +165,7 @@ def _score_store(
     grid = {name: np.full(store.layout.num_grid_events, empty, dtype) for name, (dtype, empty, _) in FIELDS.items()}
     grid["split"] = np.full(store.layout.num_grid_events, NO_SPLIT, np.int8)
     kind, done = "", 0
-    with progress_bar("scoring", len(store), progress) as update:
+    with progress_bar("scoring", len(store), progress) as update, repeated(len(store.manifest.shards)):
         for code, split in enumerate(store.splits):
             for record in split.shards:
                 start, stop = split.shard_range(record.number)

@@ -85,7 +85,8 @@ def fit(
 
     Raises:
         ConfigError: A setting is unknown or out of range.
-        DataError: Too few rows, missing values, or a constant or duplicate variable.
+        DataError: Too few rows, or missing values; with ``degenerate="error"`` also a constant, duplicate or discrete
+            variable, of which there is a warning otherwise.
         ShapeError: Events or context are not of the density's shape.
         TrainingError: The loss is not finite; names step and rows.
 

@@ -20,6 +20,7 @@ from sciflow.data.loader import Batch, Loader, Rows
 from sciflow.data.plan import Plan
 from sciflow.density import Density
 from sciflow.errors import CheckpointError, TrainingError
+from sciflow.kernels import compiling, repeated
 from sciflow.training import checkpoint as checkpoints
 from sciflow.training.average import WeightAverage
 from sciflow.training.budget import Budget
@@ -102,7 +103,9 @@ def train(
     """
     devices = [process.device] if process.device.type == "cuda" else []
     # Noise is drawn from torch's own generators, whose state is the caller's; so is whether there are gradients.
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    # What is compiled must not depend on where a run was interrupted: all steps count, also those done before.
+    steps = Budget.of(settings, len(data.train)).max_steps
+    with torch.random.fork_rng(devices), torch.enable_grad(), compiling(settings.compile), repeated(steps):
         return _train(density, data, settings, process, metrics, folder, stop_requested)
 
 
@@ -228,7 +231,7 @@ class _State:
 
 
 class _Loss(nn.Module):
-    """The loss as ``forward``, which is what DistributedDataParallel and torch.compile take hold of."""
+    """The loss as ``forward``, which is what DistributedDataParallel takes hold of."""
 
     def __init__(self, density: Density) -> None:
         super().__init__()
@@ -239,7 +242,7 @@ class _Loss(nn.Module):
 
 
 def _parallel(loss: nn.Module, process: Process, settings: Training) -> nn.Module:
-    model: nn.Module = torch.compile(loss, dynamic=True) if settings.compile else loss  # type: ignore[assignment]
+    model = loss
     if process.world_size > 1:
         with warnings.catch_warnings():
             # Of its new name in torch 2.13, which earlier ones do not know.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +17,15 @@ from sciflow.data.sources import as_dataset
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import DataError, LayoutError, ShapeError
+from sciflow.training.doubts import complain, doubts
 from sciflow.training.evaluate import named_rows
 from sciflow.training.loop import TrainingData
 
-__all__ = ["prepare", "require_varied", "training_data"]
+__all__ = ["examine", "prepare", "training_data"]
 
 SAMPLE_ROWS = 1 << 16
 SAMPLE_BYTES = 1 << 28
 SAMPLE_RANGES = 64
-MANY_COLUMNS = 4096
-# Of a standard deviation: with larger steps, log p is about the rounding.
-LARGEST_SPACING = 0.02
 
 
 def training_data(
@@ -86,21 +83,20 @@ def training_data(
 
 
 def prepare(
-    density: Density, data: TrainingData, degenerate: Literal["error", "warn"], layout: Layout | None = None
+    density: Density, data: TrainingData, degenerate: Literal["error", "warn"] | None, layout: Layout | None = None
 ) -> None:
     """Check a sample of the training rows, and fit the data-unit bijections on it.
 
     Args:
         density: Its preprocessing is fitted.
         data: Rows.
-        degenerate: What constant or duplicate elements of the event lead to.
+        degenerate: What constant, duplicate and discrete elements of the event lead to; None where that is settled.
         layout: Names the event's elements, where they have names.
 
     Raises:
-        DataError: An element of the event is constant or is another's copy, or a value is not finite.
+        DataError: A value is not finite, or an element of the event is constant, another's copy, or discrete.
     """
-    context_shape = None if density.context_shape is None else tuple(density.context_shape)
-    events, context, places = _sample(data.train, context_shape, data.dtype)
+    events, context, places = _sample(data.train, density, data.dtype)
     for what, values in (("", events), (" context", context)):
         if values is None:
             continue
@@ -108,31 +104,26 @@ def prepare(
         if len(bad):
             rows = places[bad] if data.numbers is None else data.numbers[places[bad]]
             raise DataError(f"{data.name} {named_rows(rows.tolist())}:{what} not finite; drop or fill them first")
-    require_varied(data, density.event_shape, degenerate, layout)
-    columns = events.reshape(len(events), -1)
-    _complain(_coarse(columns, density.event_shape, layout), degenerate)
-    _complain(_duplicate(columns, density.event_shape, layout), degenerate)
+    if degenerate is not None:
+        complain(_doubts(density, data, events, layout), degenerate, stacklevel=3)
     density.fit_preprocessing(events, context)
 
 
-def require_varied(
-    data: TrainingData, event_shape: torch.Size, degenerate: Literal["error", "warn"], layout: Layout | None = None
+def examine(
+    density: Density, data: TrainingData, degenerate: Literal["error", "warn"], layout: Layout | None = None
 ) -> None:
-    """Refuse rows in which an element of the event never varies; no row is read.
+    """Say what in a sample of the training rows a density cannot do right by, before anything starts.
 
     Raises:
-        DataError: Names the variable.
+        DataError: An element of the event is constant, another's copy, or discrete, and that is to be an error.
     """
-    if data.extrema is not None:
-        _complain(_constant(*data.extrema, event_shape, layout), degenerate)
+    events, _, _ = _sample(data.train, density, data.dtype)
+    complain(_doubts(density, data, events, layout), degenerate, stacklevel=4)
 
 
-def _complain(problem: str | None, degenerate: Literal["error", "warn"]) -> None:
-    if problem is None:
-        return
-    if degenerate == "error":
-        raise DataError(f"{problem}: leave it out, or go on all the same with training.degenerate=warn")
-    warnings.warn(f"{problem}; log p says little along it", stacklevel=4)
+def _doubts(density: Density, data: TrainingData, events: np.ndarray, layout: Layout | None) -> list[str]:
+    dequantized = bool(density.preprocess.num_draws)
+    return doubts(events.reshape(len(events), -1), data.extrema, dequantized, density.event_shape, layout)
 
 
 def _of_store(density: Density, store: Store) -> TrainingData:
@@ -201,10 +192,9 @@ def _require_count(num_train: int, num_validation: int) -> None:
         raise DataError(f"{num_train} training and {num_validation} validation events: 2 and 1 are needed at the least")
 
 
-def _sample(
-    rows: Rows, context_shape: tuple[int, ...] | None, dtype: str
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+def _sample(rows: Rows, density: Density, dtype: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """All rows, or ranges spread over all of them, within bounds of number and memory; and their numbers."""
+    context_shape = None if density.context_shape is None else tuple(density.context_shape)
     row_bytes = math.prod(rows.event_shape) * np.dtype(dtype).itemsize
     most = min(len(rows), SAMPLE_ROWS, max(SAMPLE_RANGES, SAMPLE_BYTES // row_bytes))
     size = max(1, math.ceil(most / SAMPLE_RANGES))
@@ -214,51 +204,3 @@ def _sample(
     contexts = [batch.context.numpy() for batch in batches if batch.context is not None]
     places = np.concatenate([batch.rows for batch in batches])
     return events, np.concatenate(contexts) if contexts else None, places
-
-
-def _constant(low: np.ndarray, high: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
-    """Say which element never varies; its density would be infinite."""
-    constant = np.flatnonzero(low == high)
-    if not len(constant):
-        return None
-    more = f" ({len(constant)} such elements)" if len(constant) > 1 else ""
-    value = low.reshape(-1)[constant[0]]
-    name = _element(constant[0], event_shape, layout)
-    return f"{name} is constant, always {value:g}{more}, so its density is infinite"
-
-
-def _coarse(columns: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
-    """Say which element's values the floating type cannot tell apart: seconds since 1970 are 128 apart in float32."""
-    center, spread = columns.mean(0, dtype=np.float64), columns.std(0, dtype=np.float64)
-    spacing = np.finfo(columns.dtype).eps * np.abs(center)
-    coarse = np.flatnonzero((spacing > LARGEST_SPACING * spread) & (spread > 0))
-    if not len(coarse) or len(columns) < 2:
-        return None
-    first = coarse[0]
-    return (
-        f"{_element(first, event_shape, layout)}: values about {center[first]:.4g} spread over {spread[first]:.2g}, "
-        f"which {columns.dtype} tells apart in steps of {spacing[first]:.2g} only: take off an offset, or use float64"
-    )
-
-
-def _duplicate(columns: np.ndarray, event_shape: torch.Size, layout: Layout | None) -> str | None:
-    """Say which element is another's copy; their joint density would be infinite."""
-    if columns.shape[1] > MANY_COLUMNS:
-        return None
-    seen: dict[bytes, int] = {}
-    for column, values in enumerate(np.ascontiguousarray(columns.T)):
-        first = seen.setdefault(values.tobytes(), column)
-        if first != column and values.min() < values.max():
-            names = [_element(place, event_shape, layout) for place in (column, first)]
-            return f"{names[0]} is a copy of {names[1]}, so their joint density is infinite"
-    return None
-
-
-def _element(column: int, event_shape: torch.Size, layout: Layout | None) -> str:
-    """Name an element of the event: ``variable 't2m' at time+3``."""
-    place = [int(i) for i in np.unravel_index(column, event_shape)]
-    if layout is None or layout.event_shape != tuple(event_shape):
-        return f"element {place} of the event"
-    variable = layout.variables[place.pop(0) if layout.has_variable_axis else 0]
-    steps = ", ".join(f"{dim.name}+{step}" for dim, step in zip(layout.event_dims, place, strict=True))
-    return f"variable '{variable}'" + (f" at {steps}" if steps else "")

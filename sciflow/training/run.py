@@ -234,7 +234,8 @@ def _train(
         raise RunError(f"{store.path} has changed since the run began: its events are others")
     density = new_density(workflow, store)
     data, layout, fingerprint = training_data(density, store, None, None, None, workflow.training.seed)
-    prepare(density, data, workflow.training.degenerate, layout)
+    # Whoever started the run has heard of constants and the like: warnings of workers would be seen by nobody.
+    prepare(density, data, None, layout)
     outcome = train(density, data, workflow.training, process, metrics, run.folder / "checkpoints", stop_requested)
     if process.is_first and outcome.ended != "stopped":
         assert layout is not None

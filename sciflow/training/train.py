@@ -18,7 +18,7 @@ from sciflow.errors import ConfigError, RunError, StoreError
 from sciflow.progress import progress_bar
 from sciflow.training.budget import Budget
 from sciflow.training.process import Process
-from sciflow.training.rows import require_varied, training_data
+from sciflow.training.rows import examine, training_data
 from sciflow.training.run import Run, new_density, train_in_this_process
 
 __all__ = ["check", "train", "under_torchrun"]
@@ -77,7 +77,7 @@ def train(
 
 
 def check(workflow: Workflow, where: str = "") -> tuple[Workflow, int]:
-    """Check a workflow against its store: that it is there, that the model fits it, and that its variables vary.
+    """Check a workflow against its store: that it is there, that the model fits it, and that a density can fit it.
 
     Args:
         workflow: What to check.
@@ -89,7 +89,8 @@ def check(workflow: Workflow, where: str = "") -> tuple[Workflow, int]:
     Raises:
         ConfigError: The model section is wrong.
         StoreError: The store is missing, damaged, of another version, or not the one whose fingerprint is given.
-        DataError: There are too few events, or a variable is constant.
+        DataError: There are too few events; or a variable is constant, another's copy or discrete, and that is to be
+            an error.
     """
     # Workers have a working directory of their own.
     path = workflow.data.store if is_url(workflow.data.store) else str(Path(workflow.data.store).absolute())
@@ -101,7 +102,8 @@ def check(workflow: Workflow, where: str = "") -> tuple[Workflow, int]:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
     rows, layout, fingerprint = training_data(density, store, None, None, None, workflow.training.seed)
-    require_varied(rows, density.event_shape, workflow.training.degenerate, layout)
+    if workflow.training.degenerate == "error" or not under_torchrun() or os.environ["RANK"] == "0":
+        examine(density, rows, workflow.training.degenerate, layout)
     data = workflow.data.model_copy(update={"store": path, "fingerprint": fingerprint})
     return workflow.model_copy(update={"data": data}), len(rows.train)
 

@@ -1,0 +1,82 @@
+"""From data units to numbers near zero: bijections that are fitted to rows, saved with the model, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sciflow.bijections.base import Bijection
+from sciflow.bijections.composite import Composite
+from sciflow.bijections.identity import Identity
+from sciflow.bijections.preprocess.angles import Angles
+from sciflow.bijections.preprocess.bounds import Log1p, Logit
+from sciflow.bijections.preprocess.dequantize import Dequantize
+from sciflow.bijections.preprocess.preprocessor import Preprocessor
+from sciflow.bijections.preprocess.standardize import Standardize
+from sciflow.bijections.preprocess.variational import VariationalDequantize
+from sciflow.errors import ConfigError, nearest
+
+__all__ = [
+    "Angles",
+    "Dequantize",
+    "Log1p",
+    "Logit",
+    "Preprocessor",
+    "Standardize",
+    "VariationalDequantize",
+    "preprocessing",
+]
+
+_KINDS: dict[str, type[Bijection]] = {
+    "none": Identity,
+    "standardize": Standardize,
+    "log1p": Log1p,
+    "logit": Logit,
+    "dequantize": Dequantize,
+    "variational_dequantize": VariationalDequantize,
+}
+
+
+def preprocessing(
+    names: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], event_shape: Sequence[int]
+) -> Bijection:
+    """Build the chain from data units that a workflow or model file names.
+
+    Args:
+        names: One name or several, applied in order: ``"standardize"``, ``"log1p"``, ``"logit"``, ``"dequantize"``,
+            ``"variational_dequantize"``, ``"none"``; with options, a mapping such as
+            ``{"logit": {"low": 0, "high": 1}}``.
+        event_shape: Shape of one event.
+
+    Raises:
+        ConfigError: A name or an option is unknown, or a dequantisation is not the first of the chain.
+
+    Example:
+        >>> len(preprocessing(["log1p", "standardize"], (3,)).bijections)
+        2
+        >>> preprocessing("standardise", (3,))
+        Traceback (most recent call last):
+        sciflow.errors.ConfigError: preprocess: unknown 'standardise'; did you mean standardize?
+    """
+    steps = [names] if isinstance(names, str | Mapping) or not isinstance(names, Sequence) else list(names)
+    bijections = [_build(step, event_shape) for step in steps]
+    if not bijections:
+        return Identity(event_shape)
+    if any(bijection.num_draws for bijection in bijections[1:]):
+        raise ConfigError("preprocess: dequantisation comes first, and once: the grid is one of the data's own units")
+    return bijections[0] if len(bijections) == 1 else Composite(bijections)
+
+
+def _build(step: str | Mapping[str, Any], event_shape: Sequence[int]) -> Bijection:
+    if isinstance(step, Mapping):
+        if len(step) != 1:
+            raise ConfigError(f"preprocess: one name with its options expected; got {dict(step)}")
+        name, options = next(iter(step.items()))
+    else:
+        name, options = step, {}
+    if not isinstance(name, str) or name not in _KINDS:
+        raise ConfigError(f"preprocess: unknown {name!r}; {nearest(str(name), _KINDS)}")
+    try:
+        return _KINDS[name](event_shape, **(options or {}))
+    except TypeError:
+        raise ConfigError(f"preprocess: {name} does not take {options}") from None

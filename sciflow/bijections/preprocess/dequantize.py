@@ -1,0 +1,104 @@
+"""From values on a grid to continuous ones: noise that fills each value's cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_numbers
+from sciflow.errors import ConfigError
+
+__all__ = ["Dequantize"]
+
+
+class Dequantize(Preprocessor):
+    r"""Treat values on a grid as continuous: counts, rounded or packed measurements.
+
+    .. math:: z = x + u, \quad u \sim \mathrm{Uniform}[0, \Delta), \qquad \log |\det J| = 0
+
+    In training mode every row gets fresh noise, drawn from torch's own generator: without it a density would grow
+    without limit at the grid values. The objective bounds the probability of the cell from below, Theis et al.,
+    arXiv:1511.01844. In eval mode :math:`u = \Delta / 2`, so that log p is a function of the row alone: the log-density
+    at the centre of its cell, in data units; add :math:`\log \Delta` for the (approximate) log-probability of the
+    grid value. ``density.likelihood(x, method="elbo")`` averages over the cell instead, and so does not overstate it:
+    the mean density of the cell, to which :math:`\log \Delta` is to be added, too. The inverse goes back to the grid.
+
+    Args:
+        event_shape: Shape of one event.
+        step: Distance :math:`\Delta` of grid values; None to take the smallest gap of each element's training values.
+
+    Raises:
+        ConfigError: ``step`` is not positive, or no finite number.
+
+    Example:
+        >>> dequantize = Dequantize((1,), step=1.0).eval()
+        >>> z, _ = dequantize(torch.tensor([[3.0]]))
+        >>> z, dequantize.inverse(z + 0.4)[0]
+        (tensor([[3.5000]]), tensor([[3.]]))
+    """
+
+    kind = "dequantize"
+
+    step: Tensor
+    origin: Tensor
+
+    def __init__(self, event_shape: Sequence[int], step: float | None = None) -> None:
+        require_numbers(self.kind, step=step)
+        if step is not None and not step > 0:
+            raise ConfigError(f"{self.kind}: step must be positive; got {step}")
+        super().__init__(event_shape)
+        self.given = step
+        self._element("step", 1.0 if step is None else step)
+        self._element("origin", 0.0)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.batch_shape(x)
+        return self._filled(x, torch.rand_like(x) if self.training else torch.full_like(x, 0.5))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        batch = self.batch_shape(z)
+        cell = torch.floor((z - self.origin) / self.step)
+        return self.origin + cell * self.step, z.new_zeros(batch)
+
+    @property
+    def num_draws(self) -> int:
+        """One: the centre of the cell."""
+        return 1
+
+    def draws(self, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
+        batch = self.batch_shape(x)
+        points = self._points(num_draws).to(x).reshape(num_draws, *[1] * len(batch), *self.event_shape)
+        return self._filled(x.expand(num_draws, *x.shape), points.expand(num_draws, *x.shape))
+
+    def _points(self, num_draws: int) -> Tensor:
+        return latin_hypercube(num_draws, self.event_shape)
+
+    def _filled(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Go to a place in the cell of each value, by uniform noise of the shape of ``x``."""
+        return x + noise * self.step, x.new_zeros(self.batch_shape(x))
+
+    def _fit(self, x: Tensor) -> None:
+        self.origin.copy_(x.amin(0))
+        if self.given is not None or len(x) == 1:
+            return
+        ordered = x.flatten(1).double().sort(0).values
+        gaps = ordered.diff(dim=0)
+        # The same grid value computed in two ways may differ in its last digits; that is no gap.
+        rounding = 8 * torch.finfo(x.dtype).eps * ordered.abs().amax(0)
+        gap = torch.where(gaps > rounding, gaps, torch.inf).amin(0)
+        self.step.copy_(torch.where(gap.isfinite(), gap, 1.0).reshape(self.event_shape))
+
+
+def latin_hypercube(num_draws: int, event_shape: Sequence[int]) -> Tensor:
+    """Return points of the unit cube ``[num_draws, *event_shape]``, always the same, one in every slice of every edge.
+
+    Example:
+        >>> (4 * latin_hypercube(4, (1,))).floor().sort(0).values.flatten()
+        tensor([0., 1., 2., 3.])
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = (num_draws, *event_shape)
+    slices = torch.rand(size, generator=generator, device="cpu").argsort(0)
+    return (slices + torch.rand(size, generator=generator, device="cpu")) / num_draws

@@ -7,8 +7,9 @@ import numpy as np
 __all__ = ["blur", "constants", "copies"]
 
 MANY_COLUMNS = 4096
-# Of a standard deviation. Narrow, so that a copy which strays is noticed; and wide enough to be learned in passing.
-COPY_BLUR = 0.01
+# Of a standard deviation. Narrow, so that a copy which strays is noticed; and wide enough to be learned in passing: to a
+# flow a copy within a hundredth is a task of its own.
+COPY_BLUR = 0.1
 
 
 def constants(columns: np.ndarray) -> np.ndarray:
@@ -45,14 +46,14 @@ def blur(columns: np.ndarray) -> np.ndarray | None:
 
     Along them the likelihood has no upper limit: a flow grows ever narrower there, and the gradients of that drown
     those of all other elements. Noise of a known width sets the limit: the density of a constant comes out as that of
-    the noise, :math:`\mathcal{N}(0, 1)`, and a copy as its original within a hundredth of its standard deviation.
+    the noise, :math:`\mathcal{N}(0, 1)`, and a copy as its original within a tenth of its standard deviation.
 
     Args:
         columns: Normalised rows ``[n, num_columns]``.
 
     Example:
         >>> blur(np.array([[-1.0, 0.0, -1.0], [1.0, 0.0, 1.0]]))
-        array([0.  , 1.  , 0.01])
+        array([0. , 1. , 0.1])
     """
     widths = np.zeros(columns.shape[1])
     if len(columns) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "ConvergenceError",
     "DataError",
     "LayoutError",
     "ModelFileError",
@@ -27,6 +28,10 @@ class SciflowError(Exception):
 
 class ConfigError(SciflowError, ValueError):
     """A setting is unknown, of the wrong type, or out of range."""
+
+
+class ConvergenceError(SciflowError, ArithmeticError):
+    """An iteration ended before its result was as accurate as it is to be."""
 
 
 class DataError(SciflowError, ValueError):

@@ -1,4 +1,4 @@
-"""ActNorm begins where the data are: once, from what is finite, alike in every process, and never again after loading."""
+"""ActNorm begins where the data are: once, alike in every process, and never again after loading."""
 
 from __future__ import annotations
 
@@ -189,7 +189,9 @@ class TestGlow:
         assert flow.training
         twin = self.flow(event_shape, preprocess=["dequantize", "standardize"], dropout=0.3)
         twin.fit_preprocessing(x, context)
-        assert all(torch.equal(a, b) for a, b in zip(flow.state_dict().values(), twin.state_dict().values()))
+        assert all(
+            torch.equal(a, b) for a, b in zip(flow.state_dict().values(), twin.state_dict().values(), strict=True)
+        )
         found = [module for module in flow.modules() if isinstance(module, ActNorm)]
         assert len(found) == 2 * (2 if len(event_shape) == 3 else 1)
         seen: list[Tensor] = []

@@ -145,8 +145,9 @@ class TestCheck:
     def test_finds_a_constant_variable(self, workflow, problem, sciflow, tmp_path):
         frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["u", "v"]).assign(w=2.5)
         path = sf.shard(frame, tmp_path / "constant.zarr", progress=False).path
-        assert "variable 'w' is constant, always 2.5" in problem("check", workflow, f"data.store={path}")
-        status, _, err = sciflow("check", workflow, f"data.store={path}", "training.degenerate=warn")
+        strict = problem("check", workflow, f"data.store={path}", "training.degenerate=error")
+        assert "variable 'w' is constant, always 2.5" in strict
+        status, _, err = sciflow("check", workflow, f"data.store={path}")
         assert status == 0
         assert err.startswith("warning: variable 'w' is constant")
         assert err.count("\n") == 1

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sciflow.errors import ConfigError
+from sciflow.families import build, load
 from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, TransformerFlow
 
 SMALL: dict[str, Any] = {"num_transforms": 3, "hidden_features": (16, 16), "seed": 0}
@@ -151,6 +152,29 @@ class TestEveryFlow:
         x, context = torch.randn(4, *flow.event_shape), context_for(flow)
         compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, context), flow.log_prob(x, context))
+
+
+    def test_drawing_compiles_as_one_graph(self, flow: Flow) -> None:
+        torch._dynamo.reset()
+        context = context_for(flow)
+        compiled = torch.compile(flow.sample, fullgraph=True, backend="aot_eager")
+        draws = []
+        for sample in (flow.sample, compiled):
+            torch.manual_seed(1)
+            draws.append(sample(4, context))
+        torch.testing.assert_close(*draws)
+
+    def test_survives_saving(self, flow: Flow, tmp_path) -> None:
+        x = flow.sample(20, context_for(flow), seed=0)
+        again = load(flow.save(tmp_path / "model"))
+        assert type(again) is type(flow)
+        assert torch.equal(again.log_prob(x, context_for(flow)), flow.log_prob(x, context_for(flow)))
+
+    def test_a_workflow_names_it(self, flow: Flow) -> None:
+        arguments = {key: value for key, value in flow.arguments.items() if not key.endswith("_shape")}
+        built = build({"name": flow.family, **arguments}, flow.event_shape, flow.context_shape)
+        assert type(built) is type(flow)
+        assert built.arguments == flow.arguments
 
 
 @pytest.mark.parametrize("flow", [f for f in FLOWS if f.event_shape.numel() <= 2], ids=repr, indirect=True)

@@ -127,7 +127,8 @@ class Pointwise(_View):
         return x.movedim(-3, -1)
 
     def _restored(self, y: Tensor, x: Tensor) -> Tensor:
-        return y.movedim(-1, -3)
+        # In one piece: of fields that lie otherwise, torch's compiler mistakes what convolutions return.
+        return y.movedim(-1, -3).contiguous()
 
 
 class OnFirstChannels(_View):

@@ -75,7 +75,7 @@ class FieldCoupling(Bijection):
         self.num_mapped = channels - self.num_kept if self.by_channel else channels
         if not self.by_channel:
             parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2
-            self.register_buffer("is_kept", (parity == int(keep_last)) & (height * width > 1))
+            self.register_buffer("is_kept", (parity == int(keep_last)) & (height * width > 1), persistent=False)
         self.network = network(self.num_kept, univariate.num_parameters * self.num_mapped, num_context)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ class LULinear(Bijection):
         batch = self.batch_shape(z)
         with torch.autocast(z.device.type, enabled=False):
             lower, upper, diagonal = self._triangles()
-            columns = (z - self.bias).reshape(-1, len(diagonal)).T
+            columns = (z.reshape(-1, len(diagonal)) - self.bias).T
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
             columns = torch.linalg.solve_triangular(upper, columns, upper=True)
             x = columns.T[:, self.inverse_order].reshape(z.shape)

@@ -1,10 +1,11 @@
-"""What the flows by coupling have in common: their arguments, and couplings of vectors and of fields."""
+"""What the flows by coupling have in common: couplings of vectors and of fields, and chains of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,81 +20,58 @@ from sciflow.bijections import (
     Univariate,
     squeezed_shape,
 )
-from sciflow.flows.arguments import MOST_TRANSFORMS, Arguments
+from sciflow.flows.arguments import Arguments
+from sciflow.flows.sizes import Sizes
 from sciflow.nets import ResidualConvolution, ResidualMLP
 
-__all__ = ["Couplings", "alternating"]
+__all__ = ["Couplings", "alternating", "checked_scales"]
 
 _DEFAULT_MOST_SCALES = 3
 
 
+@dataclass(frozen=True)
 class Couplings:
-    """The checked arguments of a flow by coupling, and the couplings that they describe.
+    """The couplings that a flow is chained of.
 
     An event of three dimensions is a field ``[channel, height, width]``; any other is flattened to a vector.
 
-    Args:
-        family: Name of the class, which begins every error.
+    Attributes:
         univariate: What is coupled.
-        event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
-        num_transforms: Of a vector, or of every scale of a field.
-        num_scales: How often a field is squeezed; None for as often as both sides can be halved, at most 3 times.
-        hidden_features: Hidden widths of each network.
-        dropout: Of the networks, while training.
-        seed: Of the initial weights and orders.
-
-    Raises:
-        ConfigError: An argument is out of range, or the sides of the field cannot be halved as often.
+        sizes: Of the flow; transforms are those of a vector, or of every scale of a field.
+        num_scales: How often a field is squeezed.
 
     Example:
         >>> from sciflow.bijections import Shift
-        >>> shared = Couplings("NICE", Shift(), (3, 8, 12), None, 4, None, (16,), 0.0, None)
-        >>> shared.num_scales, shared.field((3, 8, 12), "channel").event_shape
-        (2, torch.Size([3, 8, 12]))
+        >>> sizes = Sizes(torch.Size((3, 8, 12)), None, num_transforms=4, hidden_features=(16,), dropout=0.0)
+        >>> Couplings(Shift(), sizes, 2).field((3, 8, 12), "channel").event_shape
+        torch.Size([3, 8, 12])
     """
 
-    def __init__(
-        self,
-        family: str,
-        univariate: Univariate,
-        event_shape: Sequence[int],
-        context_shape: Sequence[int] | None,
-        num_transforms: int,
-        num_scales: int | None,
-        hidden_features: Sequence[int],
-        dropout: float,
-        seed: int | None,
-    ) -> None:
-        checked = Arguments(family)
-        self.univariate = univariate
-        self.event_shape = checked.shape("event_shape", event_shape)
-        self.context_shape = None if context_shape is None else checked.shape("context_shape", context_shape)
-        self.num_context = 0 if self.context_shape is None else self.context_shape.numel()
-        self.num_transforms = checked.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS)
-        self.is_field = len(self.event_shape) == 3
-        self.num_scales = _num_scales(checked, num_scales, self.event_shape)
-        self.hidden_features = checked.widths("hidden_features", hidden_features)
-        self.dropout = checked.fraction("dropout", dropout)
-        self.seed = checked.seed(seed)
-        self.values: dict[str, Any] = checked.values
+    univariate: Univariate
+    sizes: Sizes
+    num_scales: int
+
+    @property
+    def is_field(self) -> bool:
+        """Whether the event is a field."""
+        return len(self.sizes.event_shape) == 3
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the event as it is transformed: a field's own, or that of the flattened vector."""
-        return self.event_shape if self.is_field else torch.Size((self.event_shape.numel(),))
+        return self.sizes.event_shape if self.is_field else torch.Size((self.sizes.num_features,))
 
     def vector(self, num_features: int, keep_last: bool = False) -> Coupling:
         """A coupling of a vector, by a residual network."""
-        network = partial(ResidualMLP, hidden_features=self.hidden_features, dropout=self.dropout)
-        return Coupling(num_features, self.univariate, network, self.num_context, keep_last)
+        network = partial(ResidualMLP, hidden_features=self.sizes.hidden_features, dropout=self.sizes.dropout)
+        return Coupling(num_features, self.univariate, network, self.sizes.num_context, keep_last)
 
     def field(
         self, shape: Sequence[int], mask: Literal["checkerboard", "channel"], keep_last: bool = False
     ) -> FieldCoupling:
         """A coupling of a field, by a residual convolutional network."""
-        network = partial(ResidualConvolution, hidden_features=self.hidden_features, dropout=self.dropout)
-        return FieldCoupling(shape, self.univariate, network, mask, self.num_context, keep_last)
+        network = partial(ResidualConvolution, hidden_features=self.sizes.hidden_features, dropout=self.sizes.dropout)
+        return FieldCoupling(shape, self.univariate, network, mask, self.sizes.num_context, keep_last)
 
 
 def alternating(couplings: Couplings) -> list[Bijection]:
@@ -104,26 +82,52 @@ def alternating(couplings: Couplings) -> list[Bijection]:
 
     Example:
         >>> from sciflow.bijections import Shift
-        >>> len(alternating(Couplings("NICE", Shift(), (3,), None, 4, None, (16,), 0.0, None)))
+        >>> sizes = Sizes(torch.Size((3,)), None, num_transforms=4, hidden_features=(16,), dropout=0.0)
+        >>> len(alternating(Couplings(Shift(), sizes, 0)))
         5
     """
     if couplings.is_field:
-        return _alternating_scales(couplings, couplings.event_shape, couplings.num_scales)
-    num_features = couplings.shape.numel()
+        return _alternating_scales(couplings, couplings.shape, couplings.num_scales)
+    num_features = couplings.sizes.num_features
     return list(
         _in_turns(
-            couplings.num_transforms,
+            couplings.sizes.num_transforms,
             partial(couplings.vector, num_features),
             lambda: Permutation(torch.randperm(num_features)),
         )
     )
 
 
+def checked_scales(arguments: Arguments, num_scales: int | None, event_shape: torch.Size) -> int:
+    """How often a field is squeezed; None for as often as both sides can be halved, at most 3 times.
+
+    Raises:
+        ConfigError: The sides cannot be halved as often, or the event is no field.
+
+    Example:
+        >>> checked_scales(Arguments("Glow"), None, torch.Size((1, 12, 8)))
+        2
+    """
+    if len(event_shape) != 3:
+        expected = "left out, but for fields [channel, height, width]"
+        arguments.require("num_scales", num_scales, num_scales is None, expected)
+        most = 0
+    else:
+        most = min(_times_halved(side) for side in event_shape[1:])
+    if num_scales is None:
+        arguments.values["num_scales"] = None
+        return min(most, _DEFAULT_MOST_SCALES)
+    chosen = arguments.whole("num_scales", num_scales, 0, 64)
+    _, height, width = event_shape
+    expected = f"0 to {most} for a field {height} x {width}, whose sides must be even to be halved (crop or pad it)"
+    arguments.require("num_scales", num_scales, chosen <= most, expected)
+    return chosen
+
+
 def _alternating_scales(couplings: Couplings, shape: torch.Size, num_scales: int) -> list[Bijection]:
-    by_channel = couplings.num_transforms // 2
-    chain: list[Bijection] = [
-        couplings.field(shape, "checkerboard", i % 2 == 1) for i in range(couplings.num_transforms - by_channel)
-    ]
+    by_channel = couplings.sizes.num_transforms // 2
+    by_place = couplings.sizes.num_transforms - by_channel
+    chain: list[Bijection] = [couplings.field(shape, "checkerboard", i % 2 == 1) for i in range(by_place)]
     inner_shape = shape if num_scales == 0 else squeezed_shape(shape)
     inner = list(
         _in_turns(
@@ -147,22 +151,6 @@ def _in_turns(
         if i % 2 == 0 and i > 0:
             yield shuffle()
         yield coupling(i % 2 == 1)
-
-
-def _num_scales(checked: Arguments, num_scales: int | None, event_shape: torch.Size) -> int:
-    if len(event_shape) != 3:
-        checked.require("num_scales", num_scales, num_scales is None, "left out, but for fields [channel, height, width]")
-        checked.values["num_scales"] = None
-        return 0
-    height, width = event_shape[1:]
-    most = min(_times_halved(height), _times_halved(width))
-    if num_scales is None:
-        checked.values["num_scales"] = None
-        return min(most, _DEFAULT_MOST_SCALES)
-    chosen = checked.whole("num_scales", num_scales, 0, 64)
-    limit = f"0 to {most} for a field {height} x {width}, whose sides must be even to be halved (crop or pad it)"
-    checked.require("num_scales", num_scales, chosen <= most, limit)
-    return chosen
 
 
 def _times_halved(side: int) -> int:

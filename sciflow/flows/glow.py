@@ -19,9 +19,10 @@ from sciflow.bijections import (
     initialise,
     squeezed_shape,
 )
-from sciflow.flows.arguments import seeded
-from sciflow.flows.coupling import Couplings
+from sciflow.flows.arguments import Arguments, seeded
+from sciflow.flows.coupling import Couplings, checked_scales
 from sciflow.flows.flow import Flow
+from sciflow.flows.sizes import Sizes
 
 __all__ = ["Glow"]
 
@@ -87,26 +88,18 @@ class Glow(Flow):
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
         seed: int | None = None,
     ) -> None:
-        couplings = Couplings(
-            "Glow",
-            ShiftScale(),
-            event_shape,
-            context_shape,
-            num_transforms,
-            num_scales,
-            hidden_features,
-            dropout,
-            seed,
-        )
-        with seeded(couplings.seed):
-            transform = _scales(couplings, couplings.shape, couplings.num_scales)
+        arguments = Arguments("Glow")
+        sizes = Sizes.checked(arguments, event_shape, context_shape, num_transforms, hidden_features, dropout)
+        couplings = Couplings(ShiftScale(), sizes, checked_scales(arguments, num_scales, sizes.event_shape))
+        with seeded(arguments.seed(seed)):
+            chain = _scales(couplings, couplings.shape, couplings.num_scales)
         super().__init__(
-            transform,
-            couplings.event_shape,
-            couplings.context_shape,
+            chain,
+            sizes.event_shape,
+            sizes.context_shape,
             base=base,
             preprocess=preprocess,
-            arguments=couplings.values,
+            arguments=arguments.values,
         )
 
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
@@ -114,11 +107,12 @@ class Glow(Flow):
         super().fit_preprocessing(x, context)
         rows, c, _ = self._rows(x, context)
         most = min(_MOST_ROWS, max(_LEAST_ROWS, _MOST_VALUES // self.event_shape.numel()))
-        step = -(-len(rows) // most)  # from all over the rows, which may be in the order of time
+        # From all over the rows, and not at equal distances: they may be hours, and every 24th is the same of a day.
+        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].to(rows.device)
         training = self.training
         self.eval()
         with torch.no_grad():
-            y, c, _, _ = self._normalise(rows[::step], None if c is None else c[::step])
+            y, c, _ = self._normalise_rows(rows[some], None if c is None else c[some], 0)
             initialise(self.transform, self._shaped(y), None if c is None else c.flatten(1))
         self.train(training)
 
@@ -141,7 +135,7 @@ def _scales(couplings: Couplings, shape: torch.Size, num_scales: int) -> Bijecti
 
 def _transforms(couplings: Couplings, shape: torch.Size) -> list[Bijection]:
     chain: list[Bijection] = []
-    for i in range(couplings.num_transforms):
+    for i in range(couplings.sizes.num_transforms):
         mixing = LULinear(torch.randperm(shape[0]))
         keep_last = i % 2 == 1
         chain.append(ActNorm(shape))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sciflow.bijections import Composite, Scale, Shift
-from sciflow.flows.arguments import seeded
-from sciflow.flows.coupling import Couplings, alternating
+from sciflow.flows.arguments import Arguments, seeded
+from sciflow.flows.coupling import Couplings, alternating, checked_scales
 from sciflow.flows.flow import Flow
+from sciflow.flows.sizes import Sizes
 
 __all__ = ["NICE"]
 
@@ -67,26 +68,18 @@ class NICE(Flow):
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
         seed: int | None = None,
     ) -> None:
-        couplings = Couplings(
-            "NICE",
-            Shift(),
-            event_shape,
-            context_shape,
-            num_transforms,
-            num_scales,
-            hidden_features,
-            dropout,
-            seed,
-        )
-        with seeded(couplings.seed):
-            transform = Composite([*alternating(couplings), Scale(couplings.shape)])
+        arguments = Arguments("NICE")
+        sizes = Sizes.checked(arguments, event_shape, context_shape, num_transforms, hidden_features, dropout)
+        couplings = Couplings(Shift(), sizes, checked_scales(arguments, num_scales, sizes.event_shape))
+        with seeded(arguments.seed(seed)):
+            chain = Composite([*alternating(couplings), Scale(couplings.shape)])
         super().__init__(
-            transform,
-            couplings.event_shape,
-            couplings.context_shape,
+            chain,
+            sizes.event_shape,
+            sizes.context_shape,
             base=base,
             preprocess=preprocess,
-            arguments=couplings.values,
+            arguments=arguments.values,
         )
 
     def _summary(self) -> str:

@@ -139,9 +139,10 @@ def _of_grids(columns: np.ndarray, coarse: np.ndarray, names: _Names) -> str | N
     if not grids:
         return None
     first, count = next(iter(grids.items()))
+    of_first = f" of {names.of([first])}" if len(grids) > 1 else ""
     return (
-        f"{names.of(list(grids))}: the same values again and again ({count:,} different ones in {len(rows):,} rows of "
-        f"{names.of([first])}): a density can rise without limit at each of them, so log p diverges the longer it is "
+        f"{names.of(list(grids))}: the same values again and again ({count:,} different ones in {len(rows):,} rows"
+        f"{of_first}): a density can rise without limit at each of them, so log p diverges the longer it is "
         'trained, and says nothing; spread every value over its cell with preprocess=["dequantize", "standardize"]'
     )
 

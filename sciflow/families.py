@@ -14,7 +14,7 @@ from sciflow import model_file
 from sciflow.config import must_be
 from sciflow.density import Density
 from sciflow.errors import ConfigError, nearest
-from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, TransformerFlow
+from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, ResidualFlow, TransformerFlow
 
 __all__ = ["FAMILIES", "build", "load"]
 
@@ -25,6 +25,7 @@ FAMILIES: dict[str, type[Density]] = {
     NICE.family: NICE,
     NSF.family: NSF,
     RealNVP.family: RealNVP,
+    ResidualFlow.family: ResidualFlow,
     TransformerFlow.family: TransformerFlow,
 }
 

@@ -26,6 +26,7 @@ from sciflow.bijections import (
     OnFirstChannels,
     Permutation,
     Pointwise,
+    Residual,
     Scale,
     Shift,
     ShiftScale,
@@ -37,7 +38,7 @@ from sciflow.bijections import (
     rational_quadratic_spline_inverse,
 )
 from sciflow.errors import ShapeError
-from sciflow.nets import ResidualConvolution, ResidualMLP
+from sciflow.nets import LipschitzMLP, ResidualConvolution, ResidualMLP
 
 MLP = partial(ResidualMLP, hidden_features=(16, 16))
 CONVOLUTION = partial(ResidualConvolution, hidden_features=(4, 4))
@@ -98,6 +99,9 @@ BIJECTIONS = [
     ActNorm((3,)),
     ActNorm((2, 3, 4)),
     Scale((2, 3)),
+    Residual(LipschitzMLP(4, (16, 16))),
+    Residual(LipschitzMLP(3, (8, 16, 8), num_context=2)),
+    Residual(LipschitzMLP(1, (16,))),
     Pointwise(LULinear(torch.tensor([2, 0, 3, 1])), (4, 2, 3)),
     Pointwise(Coupling(3, ShiftScale(), MLP, num_context=2), (3, 2, 1)),
     Squeezed(FieldCoupling((4, 2, 2), ShiftScale(), CONVOLUTION, "channel", num_context=2), (1, 4, 4)),
@@ -109,10 +113,8 @@ BIJECTIONS = [
     FieldCoupling((1, 3, 3), Spline(), CONVOLUTION, num_context=2),
     FieldCoupling((1, 1, 1), ShiftScale(), CONVOLUTION, num_context=2, keep_last=True),
     TransformerAutoregressive((5,), (1,), hidden_features=(8, 8), num_heads=2),
-    TransformerAutoregressive((6,), (2,), hidden_features=(8, 8), num_heads=2, num_context=2, reverse=True),
-    TransformerAutoregressive((2, 4, 6), (2, 2, 3), hidden_features=(8,), num_context=2),
+    TransformerAutoregressive((2, 4, 6), (2, 2, 3), hidden_features=(8,), num_context=2, reverse=True),
     TransformerAutoregressive((1,), (1,), hidden_features=(8,)),
-    TransformerAutoregressive((2,), (2,), hidden_features=(8,), num_context=2, reverse=True),
 ]
 
 

@@ -19,10 +19,10 @@ CPU = torch.device("cpu")
 HALVES = td.Categorical(torch.tensor([0.4, 0.6]))
 DISTRIBUTIONS = {
     "scalar": (td.Laplace(0.0, 1.0), (2, 3)),
-    "batch": (td.Normal(torch.tensor([0.0, 1.0, 2.0]), 0.5), (3,)),
+    "batch": (td.Normal(torch.tensor([0.0, 0.5, -0.5]), 1.1), (3,)),
     "of a vector": (td.MultivariateNormal(torch.zeros(3), covariance_matrix=torch.eye(3) + 0.5), (3,)),
     "precision": (td.MultivariateNormal(torch.zeros(3), precision_matrix=torch.eye(3) + 0.5), (3,)),
-    "of rows": (td.MultivariateNormal(torch.zeros(3), scale_tril=2 * torch.eye(3)), (2, 3)),
+    "of rows": (td.MultivariateNormal(torch.zeros(3), scale_tril=1.2 * torch.eye(3)), (2, 3)),
     "low rank": (td.LowRankMultivariateNormal(torch.zeros(3), torch.ones(3, 1), torch.ones(3)), (3,)),
     "independent": (td.Independent(td.StudentT(torch.tensor([3.0, 9.0])), 1), (2,)),
     "mixture": (td.MixtureSameFamily(HALVES, td.Normal(torch.tensor([-1.0, 3.0]), 1.0)), (2,)),
@@ -50,7 +50,7 @@ def base(request: pytest.FixtureRequest) -> Base:
     made = base_density(*request.param)
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     return made
 
 
@@ -112,15 +112,14 @@ class TestEveryBase:
         again.load_state_dict(base.state_dict())
         z = drawn(base, 20, 0)
         torch.testing.assert_close(again.log_prob(z), base.log_prob(z))
-        assert json.dumps(again.specification) == json.dumps(base.specification)
 
-    def test_compiles_within_a_flow(self, base: Base) -> None:
+    def test_compiles_as_one_graph(self, base: Base) -> None:
         torch._dynamo.reset()
-        flow = sf.flows.NSF(base.event_shape, num_transforms=1, hidden_features=(8,), base=base, seed=0).eval()
-        x = torch.randn(4, *base.event_shape)
-        compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), flow.log_prob(x))
-        assert torch.compile(flow.sample, fullgraph=True, backend="aot_eager")(5).shape == (5, *base.event_shape)
+        z = torch.randn(4, *base.event_shape)
+        compiled = torch.compile(base.log_prob, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(z), base.log_prob(z))
+        draw = torch.compile(base.sample, fullgraph=True, backend="aot_eager")
+        assert draw(5, None, torch.float32, CPU).shape == (5, *base.event_shape)
 
 
 class TestStudentT:
@@ -156,9 +155,11 @@ class TestStudentT:
             flow = sf.flows.NSF((2,), num_transforms=2, hidden_features=(16,), base=base, seed=0)
             fitted = sf.fit(flow, rows, max_steps=300, batch_size=500, progress=False)
             off[base] = np.abs(fitted.density.log_prob(far).numpy() - expected)
-        assert off["student_t"].max() < 4
-        assert (off["student_t"] < 0.2 * off["normal"]).all()
-        assert off["normal"].max() > 50
+        # Of some -10 to -20 nats, ten times as far out as there are rows.
+        assert off["student_t"][:2].max() < 6
+        assert off["student_t"].max() < 18
+        assert (off["student_t"] < 0.1 * off["normal"]).all()
+        assert off["normal"].max() > 1000
 
 
 class TestGaussianMixture:
@@ -182,23 +183,32 @@ class TestGaussianMixture:
         mixture = GaussianMixture((3,), 4).double()
         with torch.no_grad():
             for parameter in mixture.parameters():
-                parameter += torch.randn(parameter.shape)
+                parameter += 0.1 * torch.randn(parameter.shape)
         parts = td.Independent(td.Normal(mixture.means, mixture.scales), 1)
-        whole = td.MixtureSameFamily(td.Categorical(logits=mixture.logits), parts)
+        whole = td.MixtureSameFamily(td.Categorical(logits=mixture.log_weights), parts)
         z = 3 * torch.randn(100, 3, dtype=torch.float64)
         torch.testing.assert_close(mixture.log_prob(z), whole.log_prob(z))
         draws = drawn(mixture, 100_000, 0, torch.float64)
         torch.testing.assert_close(draws.mean(0), whole.mean, atol=0.05, rtol=0)
         torch.testing.assert_close(draws.var(0), whole.variance, atol=0.1, rtol=0.02)
 
-    def test_parts_groups_to_their_entropy(self) -> None:
-        rows = np.random.default_rng(0).normal(size=(3000, 1)) + 12 * np.random.default_rng(1).integers(0, 3, (3000, 1))
-        flow = sf.flows.NSF((1,), num_transforms=1, hidden_features=(8,), base="gaussian_mixture", seed=0)
-        fitted = sf.fit(flow, rows, max_steps=300, batch_size=500, progress=False)
-        grid = np.linspace(-8, 32, 4001)
-        truth = np.mean([scipy.stats.norm(12 * k).pdf(grid) for k in range(3)], 0)
-        error = truth * (np.log(truth) - fitted.density.log_prob(grid[:, None]).numpy())
-        assert error.sum() * (grid[1] - grid[0]) < 0.06
+    def test_parts_what_a_normal_can_only_bridge(self) -> None:
+        angles = 2 * np.pi * np.arange(8) / 8
+        centres = 3 * np.stack((np.cos(angles), np.sin(angles)), 1)
+
+        def ring(n: int, seed: int) -> np.ndarray:
+            draw = np.random.default_rng(seed)
+            return centres[draw.integers(0, 8, n)] + 0.2 * draw.normal(size=(n, 2))
+
+        held_out = ring(5000, 1)
+        truth = np.log(np.mean([scipy.stats.multivariate_normal(c, 0.04).pdf(held_out) for c in centres], 0))
+        short = {}
+        for base in ("normal", "gaussian_mixture"):
+            flow = sf.flows.NSF((2,), num_transforms=2, hidden_features=(32,), base=base, seed=0)
+            fitted = sf.fit(flow, ring(4000, 0), max_steps=300, batch_size=500, learning_rate=5e-3, progress=False)
+            short[base] = truth.mean() - fitted.density.log_prob(held_out).mean().item()
+        assert 0 <= short["gaussian_mixture"] < 0.15
+        assert short["normal"] > 0.5
 
 
 class TestTorchDistribution:

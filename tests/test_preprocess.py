@@ -13,11 +13,12 @@ from sciflow.bijections import (
     Logit,
     Preprocessor,
     Standardize,
+    VariationalDequantize,
     preprocessing,
 )
 from sciflow.errors import ConfigError, DataError
 
-KINDS = [Standardize, Log1p, Logit, Dequantize]
+KINDS = [Standardize, Log1p, Logit, Dequantize, VariationalDequantize]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ class TestEveryKind:
         same = kind((3,)).double().eval().fit(x)
         z, log_det = same(x)
         assert z.dtype == log_det.dtype == torch.float64
-        if kind is not Dequantize:
+        if not issubclass(kind, Dequantize):
             assert (same.inverse(z)[0] - x).abs().max() < 1e-12
 
 
@@ -184,6 +185,19 @@ class TestPreprocessing:
             ({"logit": {"high": "1"}}, "logit: high must be a finite number; got '1'"),
             ({"dequantize": {"step": float("inf")}}, "dequantize: step must be a finite number; got inf"),
             ({"dequantize": {"step": 10**400}}, "dequantize: step must be a finite number; got 1000"),
+            ({"variational_dequantize": {"step": -1}}, "variational_dequantize: step must be positive; got -1"),
+            ({"variational_dequantize": {"num_draws": 1}}, "num_draws must be 2 to 4,096; got 1"),
+            ({"variational_dequantize": {"num_bins": 2.5}}, "num_bins must be 2 to 256; got 2.5"),
+            ({"variational_dequantize": {"num_transforms": True}}, "num_transforms must be 1 to 64; got True"),
+            ({"variational_dequantize": {"hidden_features": 32}}, "hidden_features must be a list of widths; got 32"),
+            (
+                {"variational_dequantize": {"hidden_features": []}},
+                r"hidden_features must be a list of widths; got \[\]",
+            ),
+            ({"variational_dequantize": {"hidden_features": ["a"]}}, "hidden_features must be 1 to 65,536; got 'a'"),
+            ({"variational_dequantize": {"steps": 1}}, "variational_dequantize does not take {'steps': 1}"),
+            (["standardize", "dequantize"], "dequantisation comes first, and once"),
+            (["dequantize", "variational_dequantize"], "dequantisation comes first, and once"),
         ],
     )
     def test_a_wrong_name_or_option_is_named(self, names, message: str) -> None:

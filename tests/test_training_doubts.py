@@ -46,7 +46,7 @@ class TestWarnings:
             sf.fit(small(), frame.assign(planet=3.0).to_numpy(), max_steps=2)
 
     def test_several_constants_are_counted(self):
-        rows = np.zeros((50, 9)) + [*range(8), 0]
+        rows = np.tile([*range(8), 0.0], (50, 1))
         rows[:, 4] = np.random.default_rng(0).normal(size=50)
         (doubt,) = said(rows)
         assert doubt.startswith("element [0] of the event is constant, always 0, and so are element [1] of the event, ")

@@ -21,6 +21,7 @@ from sciflow.bijections.preprocess import (
     VariationalDequantize,
     preprocessing,
 )
+from sciflow.bijections.residual import Residual
 from sciflow.bijections.scale import Scale
 from sciflow.bijections.some import OnSome
 from sciflow.bijections.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
@@ -49,6 +50,7 @@ __all__ = [
     "Permutation",
     "Pointwise",
     "Preprocessor",
+    "Residual",
     "Scale",
     "Shift",
     "ShiftScale",

@@ -77,9 +77,7 @@ class ActNorm(Bijection):
             DataError: There are fewer.
         """
         self.batch_shape(x)
-        self._ready = False
-        self._initialise(x)
-        if not self._ready:
+        if not self._initialise(x):
             raise DataError(f"ActNorm is fitted on two values of each feature or more; got rows {list(x.shape)}")
         return self
 
@@ -89,11 +87,12 @@ class ActNorm(Bijection):
         return self._ready
 
     @torch.no_grad()
-    def _initialise(self, x: Tensor) -> None:
+    def _initialise(self, x: Tensor) -> bool:
+        """Begin from ``x``, and say whether it was enough."""
         # In float64: the squares of 1e5 +- 1 have no digits left in float32.
         values = x.movedim(-len(self.event_shape), 0).flatten(1).double()
         if values.shape[1] < 2:
-            return
+            return False
         finite = values.isfinite()
         values = values.masked_fill(~finite, 0.0)
         count = finite.sum(1).clamp_min(1)
@@ -105,6 +104,7 @@ class ActNorm(Bijection):
         self.log_scale.copy_(log_scale.clamp(-_MOST_LOG_SCALE, _MOST_LOG_SCALE).reshape(self.mean.shape))
         self.initialised.fill_(True)
         self._ready = True
+        return True
 
 
 @torch.no_grad()

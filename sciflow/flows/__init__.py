@@ -7,6 +7,7 @@ from sciflow.flows.maf import MAF
 from sciflow.flows.nice import NICE
 from sciflow.flows.nsf import NSF
 from sciflow.flows.realnvp import RealNVP
+from sciflow.flows.residual_flow import ResidualFlow
 from sciflow.flows.transformer_flow import TransformerFlow
 
-__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "Glow", "RealNVP", "TransformerFlow"]
+__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "Glow", "RealNVP", "ResidualFlow", "TransformerFlow"]

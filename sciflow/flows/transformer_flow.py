@@ -33,8 +33,9 @@ class TransformerFlow(Flow):
     normalised event.
 
     ``log_prob`` is the fast direction: one pass of every network over all tokens at once. A draw needs the tokens one
-    after the other, ``num_transforms * T`` small steps; the keys and values of earlier tokens are kept, so that a batch
-    of draws costs about as much arithmetic as its log p, in narrower pieces.
+    after the other, ``num_transforms * T`` small steps; the keys and values of earlier tokens are kept, so that every
+    network reads every token once. On a CPU 1,000 draws took 0.7 (6 tokens) to 2 times (64) as long as their log p, and
+    an eighth to a thirty-fifth of what they take without.
 
     What a token is:
 
@@ -43,8 +44,11 @@ class TransformerFlow(Flow):
       ``patch_size`` along every other dimension;
     - an event of two dimensions, one field ``[height, width]`` or several series ``[variable, time]``: a patch, too.
 
-    Patches follow one another in C order. Where none is given, the smallest that makes at most 64 tokens is taken. The
-    fewer features a token has, the more the flow can learn, and the longer it takes.
+    Patches follow one another in C order. Where none is given, the least that makes at most 64 tokens is taken, except
+    for a vector. The fewer features a token has, the more the flow can learn, and the longer it takes.
+
+    Its place is fields and long series, whose dependence reaches far. A table has few features and sharp edges: there
+    the splines of :class:`sciflow.flows.NSF` learn more in less time.
 
     The paper's noise on the data, and the denoising of draws that it calls for, are left out: they model another
     density than that of the data. A discrete variable is better dequantised (``preprocess``).
@@ -66,11 +70,11 @@ class TransformerFlow(Flow):
         ConfigError: An argument is out of range.
 
     Example:
-        >>> flow = TransformerFlow(event_shape=(1, 16, 16), num_transforms=2, hidden_features=(64, 64), seed=0)
+        >>> flow = TransformerFlow(event_shape=(1, 8, 8), num_transforms=2, patch_size=2, seed=0)
         >>> flow
-        TransformerFlow(event_shape=(1, 16, 16), context_shape=None, num_transforms=2, 64 tokens of 4, ... parameters)
-        >>> flow.log_prob(torch.zeros(5, 1, 16, 16)).shape, flow.sample(5, seed=1).shape
-        (torch.Size([5]), torch.Size([5, 1, 16, 16]))
+        TransformerFlow(event_shape=(1, 8, 8), context_shape=None, num_transforms=2, 16 tokens of 4, 801,088 parameters)
+        >>> flow.log_prob(torch.zeros(5, 1, 8, 8)).shape, flow.sample(5, seed=1).shape
+        (torch.Size([5]), torch.Size([5, 1, 8, 8]))
     """
 
     family = "transformerflow"

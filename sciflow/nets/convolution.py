@@ -72,8 +72,7 @@ class ResidualConvolution(nn.Module):
             context: ``[*batch, num_context]``, where there is one.
         """
         *batch, _, height, width = x.shape
-        # In one piece: of a part of the channels, compiled code mistakes how the convolution's output lies in memory.
-        h = self.first(x.reshape(-1, *x.shape[-3:]).contiguous())
+        h = self.first(x.reshape(-1, *x.shape[-3:]))
         if self.embed is not None:
             assert context is not None
             h = h + self.embed(context.reshape(-1, context.shape[-1]))[:, :, None, None]

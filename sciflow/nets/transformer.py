@@ -154,5 +154,5 @@ class _Layer(nn.Module):
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
     if len(queries) <= _MOST_ROWS:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-    parts = zip(*(tensor.split(_MOST_ROWS) for tensor in (queries, keys, values)), strict=True)
-    return torch.cat([_attention(*part, causal=causal) for part in parts])
+    parts = zip(queries.split(_MOST_ROWS), keys.split(_MOST_ROWS), values.split(_MOST_ROWS), strict=True)
+    return torch.cat([_attention(q, k, v, causal) for q, k, v in parts])

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Base"]
+__all__ = ["PACE", "Base"]
+
+# Learned numbers of a base are kept divided by this. Optimisers move a number by about the learning rate a step, and
+# those of a base have several units to go, not the few hundredths of a network's weight.
+PACE = 10.0
 
 
 class Base(nn.Module, ABC):

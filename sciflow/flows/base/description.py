@@ -76,7 +76,9 @@ def distribution_from(description: Any) -> Distribution:
         if key not in known:
             raise ConfigError(f"base: {name}: unknown parameter {key!r}; {nearest(str(key), known)}")
     try:
-        return kind(**{key: _argument(value) for key, value in parameters.items()})
+        arguments = {key: _argument(value) for key, value in parameters.items()}
+        # Said expressly: importing a compiler switches the checks off for all of torch.distributions.
+        return kind(**arguments, **({"validate_args": True} if issubclass(kind, Distribution) else {}))
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         raise ConfigError(f"base: {name} cannot be built from {dict(parameters)!r:.200}: {first_line(error)}") from None
 

@@ -56,12 +56,15 @@ class TorchDistribution(Base):
         return self.given if description is None else {"distribution": description}
 
     def log_prob(self, z: Tensor) -> Tensor:
+        if len(z) == 0:
+            return z.new_zeros(0)  # which some of torch's own cannot shape
         terms = self.distribution.log_prob(z)
         return terms.reshape(len(z), self.expanded.batch_shape.numel()).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = (max(1, n),)  # some of torch's own cannot draw nothing
         if generator is None:
-            return self.distribution.sample((n,)).to(device, dtype)
+            return self.distribution.sample(size)[:n].to(device, dtype)
         # Distributions draw from torch's own generators: these are set for the while, and put back.
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
         with torch.random.fork_rng([] if device.type == "cpu" else [device]):
@@ -70,7 +73,7 @@ class TorchDistribution(Base):
             else:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
-            return self.distribution.sample((n,)).to(device, dtype)
+            return self.distribution.sample(size)[:n].to(device, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What ``to``, ``double`` and ``cuda`` come down to."""

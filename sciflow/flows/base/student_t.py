@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sciflow.flows.arguments import Arguments
-from sciflow.flows.base.contract import Base
+from sciflow.flows.base.contract import PACE, Base
 
 __all__ = ["StudentT"]
 
@@ -23,7 +23,7 @@ class StudentT(Base):
 
     .. math:: \log p(z) = \sum_i \log \frac{\Gamma(\frac{\nu_i + 1}{2})}{\sqrt{\pi \nu_i} \, \Gamma(\frac{\nu_i}{2})}
               - \frac{\nu_i + 1}{2} \log\Big(1 + \frac{z_i^2}{\nu_i}\Big), \qquad
-              \nu_i = 1 + \mathrm{softplus}(r_i)
+              \nu_i = 1 + \mathrm{softplus}(10 \, r_i)
 
     Far out log p falls by a logarithm, where a normal's falls by a square. A flow whose maps end in straight lines
     cannot make heavy tails of light ones (Jaini et al., arXiv:1907.04481): what a base has not, the density never gets.
@@ -51,12 +51,12 @@ class StudentT(Base):
         self.initial = initial
         above = self.initial - _LEAST
         raw = above + math.log(-math.expm1(-above))  # the inverse of softplus
-        self.raw_degrees_of_freedom = nn.Parameter(torch.full(self.event_shape, raw))
+        self.raw_degrees_of_freedom = nn.Parameter(torch.full(self.event_shape, raw / PACE))
 
     @property
     def degrees_of_freedom(self) -> Tensor:
         r""":math:`\nu`, of shape ``event_shape``."""
-        return _LEAST + F.softplus(self.raw_degrees_of_freedom)
+        return _LEAST + F.softplus(PACE * self.raw_degrees_of_freedom)
 
     @property
     def specification(self) -> dict[str, Any]:

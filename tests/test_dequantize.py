@@ -54,7 +54,7 @@ class TestAgainstTruth:
         means, totals = {}, {}
         for name, preprocess in (("uniform", UNIFORM), ("variational", VARIATIONAL)):
             flow = sf.flows.NSF((1,), num_transforms=2, hidden_features=(32, 32), seed=0, preprocess=preprocess)
-            sf.fit(flow, rows, max_steps=300, batch_size=500, patience=100, compile="never", progress=False)
+            sf.fit(flow, rows, max_steps=300, batch_size=500, patience=100)
             many = np.tile(support, 4000)[:, None]
             with torch.no_grad():
                 found = {
@@ -83,8 +83,8 @@ class TestAgainstTruth:
     def test_learned_noise_is_tighter_than_uniform_noise(self, poisson) -> None:
         means, _, _ = poisson
         gaps = {noise: means[noise, "cell"] - means[noise, "bound"] for noise in ("uniform", "variational")}
-        assert 0 <= gaps["variational"] < 0.5 * gaps["uniform"]
-        assert means["variational", "bound"] > means["uniform", "bound"]
+        assert 0 <= gaps["variational"] < gaps["uniform"]
+        assert means["variational", "bound"] > means["uniform", "bound"] + 0.01
 
     def test_draws_are_those_of_the_truth(self) -> None:
         # Two variables that hang together: what each alone would give is another distribution.
@@ -92,9 +92,7 @@ class TestAgainstTruth:
         cells = np.random.default_rng(0).choice(9, 6000, p=table.ravel())
         rows = np.stack(np.divmod(cells, 3), 1) * 0.5 + 10
         flow = sf.flows.NSF((2,), num_transforms=4, hidden_features=(32, 32), seed=0, preprocess=VARIATIONAL)
-        fitted = sf.fit(
-            flow, rows, max_steps=500, batch_size=500, learning_rate=3e-3, patience=100, compile="never", progress=False
-        )
+        fitted = sf.fit(flow, rows, max_steps=300, batch_size=500, learning_rate=5e-3, patience=100)
         assert fitted.density.preprocess.bijections[0].step.tolist() == [0.5, 0.5]
         draws = np.rint((fitted.density.sample(20_000, seed=0).numpy() - 10) / 0.5)
         shares = np.array([[np.mean((draws == (i, j)).all(1)) for j in range(3)] for i in range(3)])
@@ -125,7 +123,7 @@ class TestWhatIsSaidOfARow:
         truth = flow.likelihood(x, method="elbo", num_draws=4096).log_prob
         with torch.no_grad():
             flow.train()
-            noisy = torch.stack([flow.log_prob(x) for _ in range(1000)])
+            noisy = flow.log_prob(x.expand(2000, 10, 2))
         error = noisy.std(0) / len(noisy) ** 0.5
         assert (noisy.mean(0) < truth + 3 * error).all()
         # Averaged as densities they are the truth.
@@ -270,7 +268,7 @@ class TestTheNoise:
 
     def test_compiles_as_one_graph(self) -> None:
         torch._dynamo.reset()
-        flow, x = make(), counts(4, 2)
+        flow, x = make(num_transforms=1), counts(4, 2)
         compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), flow.log_prob(x))
 

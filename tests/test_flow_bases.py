@@ -153,7 +153,7 @@ class TestStudentT:
         off = {}
         for base in ("normal", "student_t"):
             flow = sf.flows.NSF((2,), num_transforms=2, hidden_features=(16,), base=base, seed=0)
-            fitted = sf.fit(flow, rows, max_steps=300, batch_size=500, progress=False)
+            fitted = sf.fit(flow, rows, max_steps=300, batch_size=500)
             off[base] = np.abs(fitted.density.log_prob(far).numpy() - expected)
         # Of some -10 to -20 nats, ten times as far out as there are rows.
         assert off["student_t"][:2].max() < 6
@@ -205,7 +205,7 @@ class TestGaussianMixture:
         short = {}
         for base in ("normal", "gaussian_mixture"):
             flow = sf.flows.NSF((2,), num_transforms=2, hidden_features=(32,), base=base, seed=0)
-            fitted = sf.fit(flow, ring(4000, 0), max_steps=300, batch_size=500, learning_rate=5e-3, progress=False)
+            fitted = sf.fit(flow, ring(4000, 0), max_steps=300, batch_size=500, learning_rate=5e-3)
             short[base] = truth.mean() - fitted.density.log_prob(held_out).mean().item()
         assert 0 <= short["gaussian_mixture"] < 0.15
         assert short["normal"] > 0.5

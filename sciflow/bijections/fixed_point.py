@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,10 +61,10 @@ def solve(function: Contraction, z: Tensor, bound: float) -> Tensor:
     failed = ~(distance <= _ACCEPTED * rounding)
     if failed.any():
         raise ConvergenceError(
-            f"x + g(x) = z is not solved for {int(failed.sum())} of {len(solution)} rows: after {max_steps} steps it is "
-            f"off by up to {float(distance.max()):.1g} of |x|, where {_ACCEPTED * rounding:.1g} is wanted. No "
-            f"contraction by {bound} does so: see whether g is one, and its weights are finite; with weights very "
-            "large, density.double() may help"
+            f"x + g(x) = z is not solved for {int(failed.sum())} of {len(solution)} rows: after {max_steps} steps it "
+            f"is off by up to {float(distance.max()):.1g} of |x|, where {_ACCEPTED * rounding:.1g} is wanted. A "
+            f"contraction by {bound} is solved sooner: g is none, or its terms are so large and opposite that rounding "
+            "is in the way, and density.double() will help"
         )
     solution[left] = state.image
     return solution

@@ -70,7 +70,7 @@ def log_det_estimates(product: Callable[[Tensor], Tensor], roulette: Roulette) -
         >>> jacobian = torch.tensor([[0.3, 0.1], [0.0, -0.2]])
         >>> roulette = Roulette.drawn(torch.zeros(1, 2), 4000, 0.5, torch.Generator().manual_seed(0))
         >>> estimates, _ = log_det_estimates(lambda vectors: vectors @ jacobian.T, roulette)
-        >>> abs(estimates.mean() - math.log(1.3 * 0.8)) < 2 * estimates.std() / 4000**0.5
+        >>> abs(estimates.mean() - math.log(1.3 * 0.8)) < 3 * estimates.std() / 4000**0.5
         tensor(True)
     """
     probes, num_terms = roulette.probes, roulette.num_terms

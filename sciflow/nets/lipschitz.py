@@ -65,9 +65,9 @@ class LipschitzMLP(nn.Module):
         if num_context:
             self.embedding = nn.Linear(num_context, hidden_features[0])
             self.context_layers = nn.ModuleList(nn.Linear(hidden_features[0], w, bias=False) for w in widths[1:])
-            nn.init.zeros_(self.context_layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+            nn.init.zeros_(self.context_layers[-1].get_parameter("weight"))
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` of shape ``[n, num_features]``, under a context ``[n, num_context]``."""
@@ -75,8 +75,8 @@ class LipschitzMLP(nn.Module):
 
     def given(self, context: Tensor | None = None) -> Contraction:
         """Return the function of ``x`` that is left once weights and context ``[n, num_context]`` are fixed."""
-        weights = [self._bounded(layer.weight) for layer in self.layers]
-        offsets = [layer.bias for layer in self.layers]
+        weights = [self._bounded(layer.get_parameter("weight")) for layer in self.layers]
+        offsets: list[Tensor] = [layer.get_parameter("bias") for layer in self.layers]
         if context is not None:
             embedded = F.silu(self.embedding(context))
             offsets = [offset + layer(embedded) for offset, layer in zip(offsets, self.context_layers, strict=True)]

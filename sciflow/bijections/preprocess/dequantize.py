@@ -92,13 +92,14 @@ class Dequantize(Preprocessor):
 
 
 def latin_hypercube(num_draws: int, event_shape: Sequence[int]) -> Tensor:
-    """Return points of the unit cube ``[num_draws, *event_shape]``, always the same, one in every slice of every edge.
+    """Return points of the unit cube ``[num_draws, *event_shape]``, always the same.
+
+    Every edge is cut into ``num_draws`` slices, and one point lies in the middle of each: in one dimension a midpoint
+    rule, and in any number of dimensions nearer to the mean over the cube than as many points at random.
 
     Example:
-        >>> (4 * latin_hypercube(4, (1,))).floor().sort(0).values.flatten()
-        tensor([0., 1., 2., 3.])
+        >>> latin_hypercube(4, (1,)).sort(0).values.flatten()
+        tensor([0.1250, 0.3750, 0.6250, 0.8750])
     """
-    generator = torch.Generator().manual_seed(0)
-    size = (num_draws, *event_shape)
-    slices = torch.rand(size, generator=generator, device="cpu").argsort(0)
-    return (slices + torch.rand(size, generator=generator, device="cpu")) / num_draws
+    order = torch.rand(num_draws, *event_shape, generator=torch.Generator().manual_seed(0), device="cpu").argsort(0)
+    return (order + 0.5) / num_draws

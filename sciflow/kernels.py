@@ -120,11 +120,14 @@ class Kernel:
     def __call__(self, *tensors: Tensor) -> Any:
         if Kernel.broken:
             return self.function(*tensors)
-        kind = tuple((tensor.shape[:-1], tensor.dtype, tensor.device.type) for tensor in tensors)
+        first = tensors[0]
+        kind = (first.dtype, first.device.type, *(tensor.shape[:-1] for tensor in tensors))
         if kind not in self._compiled:
             self._compiled[kind] = _compile(self.function)
         try:
-            with torch.autocast(tensors[0].device.type, enabled=False):
+            if not torch.is_autocast_enabled(first.device.type):
+                return self._compiled[kind](*tensors)
+            with torch.autocast(first.device.type, enabled=False):
                 return self._compiled[kind](*tensors)
         except Exception as error:  # of torch's compiler, g++, triton, the disk: they have no class in common
             Kernel.broken = True

@@ -157,7 +157,6 @@ class TestEveryFlow:
         compiled = torch.compile(flow.log_prob, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, context), flow.log_prob(x, context))
 
-
     def test_drawing_compiles_as_one_graph(self, flow: Flow) -> None:
         torch._dynamo.reset()
         context = context_for(flow)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sciflow.bijections.spline_bin import MIN_SIZE, climb, descend, slope_at_knot
-from sciflow.bijections.spline_kernel import FusedSpline, FusedSplineInverse
+from sciflow.bijections.spline_kernel import fused_spline, fused_spline_inverse
 from sciflow.kernels import worthwhile
 
 __all__ = ["num_spline_parameters", "rational_quadratic_spline", "rational_quadratic_spline_inverse"]
@@ -57,7 +57,7 @@ def rational_quadratic_spline(x: Tensor, parameters: Tensor, tail_bound: float) 
     """
     x, parameters = _at_least_float32(x, parameters)
     if worthwhile(x):
-        return FusedSpline.apply(x, parameters, tail_bound)
+        return fused_spline(x, parameters, tail_bound)
     # The branch comes last: where() hides a value that is not wanted, but not a NaN gradient behind it.
     inner = x.clamp(-tail_bound, tail_bound)
     left, bottom, width, height, slope0, slope1 = _bin_of(inner, parameters, tail_bound, axis=0)
@@ -87,7 +87,7 @@ def rational_quadratic_spline_inverse(z: Tensor, parameters: Tensor, tail_bound:
     """
     z, parameters = _at_least_float32(z, parameters)
     if worthwhile(z):
-        return FusedSplineInverse.apply(z, parameters, tail_bound)
+        return fused_spline_inverse(z, parameters, tail_bound)
     inner = z.clamp(-tail_bound, tail_bound)
     left, bottom, width, height, slope0, slope1 = _bin_of(inner, parameters, tail_bound, axis=1)
     slope = height / width

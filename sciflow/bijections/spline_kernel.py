@@ -34,12 +34,36 @@ from torch import Tensor
 from sciflow.bijections.spline_bin import MIN_SIZE, SLOPE_OFFSET, climb, descend, slope_at_knot
 from sciflow.kernels import Kernel
 
-__all__ = ["FusedSpline", "FusedSplineInverse"]
+__all__ = ["fused_spline", "fused_spline_inverse"]
 
 
-class FusedSpline(torch.autograd.Function):
-    """:func:`sciflow.bijections.rational_quadratic_spline`, as one pass forward and one back."""
+def fused_spline(x: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
+    """:func:`sciflow.bijections.rational_quadratic_spline`, as one pass forward and one back.
 
+    Example:
+        >>> fused_spline(torch.zeros(2), torch.zeros(23, 2), 3.0)[0]
+        tensor([0., 0.])
+    """
+    if torch.is_grad_enabled():
+        return _FusedSpline.apply(x, parameters, tail_bound)
+    z, log_slope = _forward_kernel(_row(x), _rows(parameters), _bound(x, tail_bound))
+    return z.reshape(x.shape), log_slope.reshape(x.shape)
+
+
+def fused_spline_inverse(z: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
+    """:func:`sciflow.bijections.rational_quadratic_spline_inverse`, likewise.
+
+    Example:
+        >>> fused_spline_inverse(torch.zeros(2), torch.zeros(23, 2), 3.0)[0]
+        tensor([0., 0.])
+    """
+    if torch.is_grad_enabled():
+        return _FusedSplineInverse.apply(z, parameters, tail_bound)
+    x, log_slope = _inverse_kernel(_row(z), _rows(parameters), _bound(z, tail_bound))
+    return x.reshape(z.shape), log_slope.reshape(z.shape)
+
+
+class _FusedSpline(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, parameters)
@@ -57,9 +81,7 @@ class FusedSpline(torch.autograd.Function):
         return grads[0].reshape(x.shape), grads[1].reshape(parameters.shape), None
 
 
-class FusedSplineInverse(torch.autograd.Function):
-    """:func:`sciflow.bijections.rational_quadratic_spline_inverse`, likewise."""
-
+class _FusedSplineInverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
         x, log_slope = _inverse_kernel(_row(z), _rows(parameters), _bound(z, tail_bound))

@@ -83,7 +83,9 @@ class Arguments:
     def periods(self, name: str, value: Any, num_features: int) -> dict[int, float]:
         """Periods by place in the flattened event; a list of places stands for periods of 2 pi."""
         expected = f"places from 0 to {num_features - 1}, each once, or a mapping from them to positive periods"
-        self.require(name, value, value is None or (isinstance(value, Iterable) and not isinstance(value, str)), expected)
+        self.require(
+            name, value, value is None or (isinstance(value, Iterable) and not isinstance(value, str)), expected
+        )
         pairs = list(value.items()) if isinstance(value, Mapping) else [(place, math.tau) for place in value or ()]
         # JSON and YAML files may have turned the places into texts.
         pairs = [(int(place) if isinstance(place, str) and place.isdecimal() else place, p) for place, p in pairs]

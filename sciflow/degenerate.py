@@ -7,8 +7,8 @@ import numpy as np
 __all__ = ["blur", "constants", "copies"]
 
 MANY_COLUMNS = 4096
-# Of a standard deviation. Narrow, so that a copy which strays is noticed; and wide enough to be learned in passing: to a
-# flow a copy within a hundredth is a task of its own.
+# Of a standard deviation. Narrow, so that a copy which strays is noticed; and wide enough to be learned in passing:
+# within a hundredth, a copy is a task of its own to a flow.
 COPY_BLUR = 0.1
 
 

@@ -23,6 +23,7 @@ from sciflow.bijections import (
     Log1p,
     Logit,
     LULinear,
+    NormalScores,
     OnFirstChannels,
     Permutation,
     Pointwise,
@@ -93,6 +94,8 @@ BIJECTIONS = [
         [LULinear(torch.tensor([1, 2, 0])), Coupling(3, Spline(), MLP, num_context=2), Permutation(torch.arange(3))]
     ),
     Standardize((3,)).fit(20 * AMOUNTS + 280),
+    NormalScores((3,), num_knots=9).fit(20 * AMOUNTS + 280),
+    NormalScores((3,), uneven_only=True).fit(20 * AMOUNTS + 280),
     Log1p((3,)).fit(AMOUNTS),
     Logit((3,)).fit(AMOUNTS),
     Logit((3,), low=-1.0, high=6.0),

@@ -92,6 +92,12 @@ class TestEveryBase:
         torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-4)
         assert base.float().log_prob(z).dtype == torch.float32
 
+    def test_half_precision_networks_leave_it_alone(self, base: Base) -> None:
+        z = drawn(base, 50, 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            log_prob = base.log_prob(z)
+        assert torch.equal(log_prob, base.log_prob(z))
+
     def test_no_row_no_number(self, base: Base) -> None:
         assert drawn(base, 0, 0).shape == (0, *base.event_shape)
         assert base.log_prob(torch.zeros(0, *base.event_shape)).shape == (0,)

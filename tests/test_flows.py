@@ -282,3 +282,15 @@ def test_repr_is_one_line() -> None:
     assert text.startswith("NSF(event_shape=(24,), context_shape=(2,), num_transforms=")
     assert text.endswith(" parameters)")
     assert "\n" not in text
+
+
+def test_uneven_contexts_come_near_and_fields_keep_their_proportions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rain = torch.randn(400, 2, generator=generator).mul(3).exp() * torch.randint(2, (400, 2), generator=generator)
+    furthest = {}
+    for shape in ((2,), (1, 2)):
+        flow = NSF((1,), shape, num_transforms=1, hidden_features=(8,))
+        flow.fit_preprocessing(torch.zeros(400, 1), rain.reshape(400, *shape))
+        furthest[shape] = float(flow._normalise_context(rain.reshape(400, *shape)).max())
+    assert furthest[2,] < 3.5
+    assert furthest[1, 2] > 10

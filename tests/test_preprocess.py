@@ -11,6 +11,7 @@ from sciflow.bijections import (
     Identity,
     Log1p,
     Logit,
+    NormalScores,
     Preprocessor,
     Standardize,
     VariationalDequantize,
@@ -18,7 +19,7 @@ from sciflow.bijections import (
 )
 from sciflow.errors import ConfigError, DataError
 
-KINDS = [Standardize, Log1p, Logit, Dequantize, VariationalDequantize]
+KINDS = [Standardize, Log1p, Logit, Dequantize, VariationalDequantize, NormalScores]
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +204,42 @@ class TestPreprocessing:
     def test_a_wrong_name_or_option_is_named(self, names, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             preprocessing(names, (2,))
+
+
+class TestNormalScores:
+    def test_scores_are_those_of_the_ranks(self) -> None:
+        from scipy import stats
+
+        x = torch.rand(200, 2).square() * torch.tensor([1.0, 1000.0])
+        z, _ = NormalScores((2,)).fit(x)(x)
+        for column in range(2):
+            ranks = stats.rankdata(x[:, column].numpy()) - 0.5
+            expected = torch.from_numpy(stats.norm.ppf(ranks / len(x))).float()
+            # The knots are not at the values, which lie far apart in the tails.
+            difference = (z[:, column] - expected).abs()
+            assert difference[expected.abs() < 1.5].max() < 0.1
+            assert difference.max() < 0.5
+
+    def test_equal_values_get_the_score_of_their_middle(self) -> None:
+        x = torch.cat([torch.zeros(60), torch.arange(1.0, 41.0)])[:, None]
+        z, _ = NormalScores((1,)).fit(x)(torch.tensor([[0.0], [40.0]]))
+        assert z[:, 0].tolist() == pytest.approx([-0.524, 2.576], abs=0.01)
+
+    def test_goes_on_beyond_the_training_values_at_the_slope_of_standardising(self) -> None:
+        x = torch.randn(500, 1).exp()
+        scores = NormalScores((1,)).fit(x)
+        low, high = x.min(), x.max()
+        (z0, z1, z2, z3), _ = scores(torch.stack([low - 7, low - 5, high + 5, high + 9])[:, None])
+        assert (z1 - z0).item() == pytest.approx(2 / x.std(correction=0).item(), rel=1e-3)
+        assert (z3 - z2).item() == pytest.approx(4 / x.std(correction=0).item(), rel=1e-3)
+
+    def test_even_elements_are_standardised_where_that_is_asked_for(self) -> None:
+        even, tailed = torch.rand(1000) * 9, torch.randn(1000).mul(2).exp()
+        shared = torch.where(torch.rand(1000) < 0.4, 3.0, torch.rand(1000))
+        x = torch.stack([even, tailed, shared], dim=1)
+        standardized = Standardize((3,)).fit(x)(x)[0]
+        scores = NormalScores((3,)).fit(x)(x)[0]
+        chosen = NormalScores((3,), uneven_only=True).fit(x)(x)[0]
+        torch.testing.assert_close(chosen[:, 0], standardized[:, 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(chosen[:, 1:], scores[:, 1:])
+        assert (chosen[:, 1:] - standardized[:, 1:]).abs().max() > 1

@@ -30,6 +30,9 @@ from sciflow.training.metrics import Metrics, read_metrics
 from sciflow.training.report import write_report
 from sciflow.training.run import DRIVER_LOCK, Run
 
+# The rows are rounded, for the sake of NOISY.
+pytestmark = pytest.mark.filterwarnings("ignore:variable 'u' and variable 'v'. the same values")
+
 COMMAND = [sys.executable, "-m", "sciflow.cli"]
 PLAIN = {"name": "nsf", "num_transforms": 1, "hidden_features": [16]}
 NOISY = {**PLAIN, "dropout": 0.2, "preprocess": [{"dequantize": {"step": 0.1}}, "standardize"]}

@@ -11,6 +11,7 @@ from sciflow.bijections.field_coupling import FieldCoupling
 from sciflow.bijections.identity import Identity
 from sciflow.bijections.inverted import Inverted
 from sciflow.bijections.linear import LULinear, Permutation
+from sciflow.bijections.normal_scores import NormalScores
 from sciflow.bijections.preprocess import (
     Angles,
     Dequantize,
@@ -45,6 +46,7 @@ __all__ = [
     "LULinear",
     "Log1p",
     "Logit",
+    "NormalScores",
     "OnFirstChannels",
     "OnSome",
     "Permutation",

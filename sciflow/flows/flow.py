@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.bijections import Angles, Bijection, Standardize, preprocessing
+from sciflow.bijections import Angles, Bijection, NormalScores, Standardize, preprocessing
 from sciflow.density import Density, Likelihood, Status, checked_shape
 from sciflow.errors import ConfigError
 from sciflow.flows.arguments import seeded
@@ -55,7 +55,7 @@ class Flow(Density):
             event_shape,
             context_shape,
             preprocess=to_normal_units,
-            preprocess_context=None if context_shape is None else Standardize(context_shape),
+            preprocess_context=None if context_shape is None else _context_preprocessing(context_shape),
             arguments={**arguments, "base": noise.specification, "preprocess": preprocess},
         )
         self.transform = transform
@@ -124,6 +124,13 @@ def _ends(base: Any, preprocess: Any, event_shape: torch.Size, periods: Mapping[
         raise ConfigError("preprocess: values on a grid beside periodic ones cannot be dequantised yet: leave it out")
     noise = OnCircles(event_shape, list(periods), base_density(base, (num_others,)))
     return noise, Angles(event_shape, periods, others)
+
+
+def _context_preprocessing(context_shape: Sequence[int]) -> Bijection:
+    """Vectors by normal scores where uneven; fields, whose elements must stay comparable, by their scale alone."""
+    if len(context_shape) > 1:
+        return Standardize(context_shape)
+    return NormalScores(context_shape, uneven_only=True)
 
 
 def _flat(context: Tensor | None) -> Tensor | None:

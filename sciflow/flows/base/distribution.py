@@ -58,7 +58,9 @@ class TorchDistribution(Base):
     def log_prob(self, z: Tensor) -> Tensor:
         if len(z) == 0:
             return z.new_zeros(0)  # which some of torch's own cannot shape
-        terms = self.distribution.log_prob(z)
+        # Those of vectors multiply matrices, which autocast would do in half precision.
+        with torch.autocast(z.device.type, enabled=False):
+            terms = self.distribution.log_prob(z)
         return terms.reshape(len(z), self.expanded.batch_shape.numel()).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -74,7 +74,7 @@ class MADE(nn.Module):
             h = h + self.from_context(context).T
         for block in self.blocks:
             h = block(h)
-        return self.last(F.relu(h)).unflatten(0, (self.num_parameters, self.num_features))
+        return self.last(h.relu_()).unflatten(0, (self.num_parameters, self.num_features))
 
     def seen(self, feature: int, values: Tensor) -> Tensor:
         """Return what the network sees of a feature: its values ``[n]``, or cosine and sine, one or two rows."""
@@ -198,8 +198,9 @@ class _MaskedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        inner = self.inner(F.relu(h))
-        return inner if self.outer is None else h + self.outer(self.dropout(inner.relu_()))
+        if self.outer is None:
+            return self.inner(h.relu_())
+        return self.outer(self.dropout(self.inner(F.relu(h)).relu_())).add_(h)
 
 
 def _layers(block: nn.Module) -> list[MaskedLinear]:

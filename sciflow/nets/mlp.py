@@ -43,7 +43,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.first = nn.Linear(in_features, hidden_features[0])
         self.blocks = nn.ModuleList(
-            _Block(width, dropout) if width == before else nn.Sequential(nn.ReLU(), nn.Linear(before, width))
+            _Block(width, dropout) if width == before else nn.Sequential(nn.ReLU(True), nn.Linear(before, width))
             for before, width in pairwise(hidden_features)
         )
         self.last = FeaturesFirstLinear(hidden_features[-1], out_features)
@@ -54,7 +54,7 @@ class ResidualMLP(nn.Module):
         h = self.first(x)
         for block in self.blocks:
             h = block(h)
-        return self.last(F.relu(h))
+        return self.last(h.relu_())
 
 
 class FeaturesFirstLinear(nn.Linear):
@@ -81,4 +81,5 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.outer(self.dropout(self.inner(F.relu(h)).relu_()))
+        # In place, where no gradient needs what was there: on a CPU fresh memory costs more than the sum itself.
+        return self.outer(self.dropout(self.inner(F.relu(h)).relu_())).add_(h)

@@ -112,7 +112,6 @@ class Residual(Bijection):
                 log_dets.append(torch.linalg.slogdet(_jacobian(product, part)).logabsdet)
             return torch.cat(moved).reshape(x.shape), torch.cat(log_dets).reshape(self.batch_shape(x))
 
-    @torch.compiler.disable  # the number of terms is drawn: there is no one graph
     def estimated(
         self,
         x: Tensor,

@@ -41,8 +41,9 @@ def fused_spline(x: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tens
     """:func:`sciflow.bijections.rational_quadratic_spline`, as one pass forward and one back.
 
     Example:
-        >>> fused_spline(torch.zeros(2), torch.zeros(23, 2), 3.0)[0]
-        tensor([0., 0.])
+        >>> z, log_slope = fused_spline(torch.zeros(2), torch.zeros(23, 2), 3.0)
+        >>> torch.allclose(z, torch.zeros(2), atol=1e-6), log_slope.shape
+        (True, torch.Size([2]))
     """
     if torch.is_grad_enabled():
         return _FusedSpline.apply(x, parameters, tail_bound)
@@ -54,8 +55,9 @@ def fused_spline_inverse(z: Tensor, parameters: Tensor, tail_bound: float) -> tu
     """:func:`sciflow.bijections.rational_quadratic_spline_inverse`, likewise.
 
     Example:
-        >>> fused_spline_inverse(torch.zeros(2), torch.zeros(23, 2), 3.0)[0]
-        tensor([0., 0.])
+        >>> x, log_slope = fused_spline_inverse(torch.zeros(2), torch.zeros(23, 2), 3.0)
+        >>> torch.allclose(x, torch.zeros(2), atol=1e-6), log_slope.shape
+        (True, torch.Size([2]))
     """
     if torch.is_grad_enabled():
         return _FusedSplineInverse.apply(z, parameters, tail_bound)

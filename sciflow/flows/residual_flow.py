@@ -118,7 +118,8 @@ class ResidualFlow(Flow):
             return super()._likelihood(y, context, method, **options)  # which says what is wrong
         num_estimates, generator = _draws(**options)
         z, c = self._shaped(y), _flat(context)
-        log_dets, num_products = y.new_zeros(len(y), num_estimates if estimated else 1), 0
+        log_dets = y.new_zeros(len(y), num_estimates if estimated else 1)
+        num_products = y.new_zeros(len(y))
         for bijection in self._chain:
             if not isinstance(bijection, Residual):
                 z, log_det = bijection(z, c)
@@ -132,7 +133,7 @@ class ResidualFlow(Flow):
         log_prob = self.base.log_prob(z.reshape(y.shape)) + log_dets.mean(-1)
         error = _error(log_dets) if estimated else torch.zeros_like(log_prob)
         # One evaluation is that of all networks in turn, and so is one product with their Jacobians.
-        nfe = 1 + torch.full_like(log_prob, 1) * num_products / self.arguments["num_transforms"]
+        nfe = 1 + num_products / self.arguments["num_transforms"]
         return Likelihood(
             log_prob=log_prob,
             error=error,

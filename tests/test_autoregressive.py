@@ -18,9 +18,10 @@ def _seeded() -> None:
 
 
 def off_neutral(module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
+    """Weights of the test's own seed alone: what a module began with depends on what was imported before."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += scale * torch.randn(parameter.shape)
+            parameter.copy_(scale * torch.randn(parameter.shape))
     return module.eval()
 
 

@@ -70,8 +70,7 @@ class _FusedSpline(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, parameters)
         ctx.tail_bound = tail_bound
-        z, log_slope = _forward_kernel(_row(x), _rows(parameters), _bound(x, tail_bound))
-        return z.reshape(x.shape), log_slope.reshape(x.shape)
+        return fused_spline(x, parameters, tail_bound)  # without gradients, in here
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,10 +85,10 @@ class _FusedSpline(torch.autograd.Function):
 class _FusedSplineInverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, parameters: Tensor, tail_bound: float) -> tuple[Tensor, Tensor]:
-        x, log_slope = _inverse_kernel(_row(z), _rows(parameters), _bound(z, tail_bound))
+        x, log_slope = fused_spline_inverse(z, parameters, tail_bound)
         ctx.save_for_backward(z, parameters, x, log_slope)
         ctx.tail_bound = tail_bound
-        return x.reshape(z.shape), log_slope.reshape(z.shape)
+        return x, log_slope
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad_log_slope: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,9 +97,9 @@ class _FusedSplineInverse(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *_differentiable(_inverse, z, parameters, bound, grad_x, grad_log_slope), None
         rows, grad_l = _rows(parameters), -_row(grad_log_slope)
-        through_slope, _ = _backward_kernel(x, rows, bound, torch.zeros_like(grad_l), grad_l)
-        grad_z = (_row(grad_x) + through_slope) * torch.exp(log_slope)
-        _, grad_parameters = _backward_kernel(x, rows, bound, -grad_z, grad_l)
+        through_slope, _ = _backward_kernel(_row(x), rows, bound, torch.zeros_like(grad_l), grad_l)
+        grad_z = (_row(grad_x) + through_slope) * torch.exp(_row(log_slope))
+        _, grad_parameters = _backward_kernel(_row(x), rows, bound, -grad_z, grad_l)
         return grad_z.reshape(z.shape), grad_parameters.reshape(parameters.shape), None
 
 

@@ -108,8 +108,8 @@ class Flow(Density):
         )
 
     def _summary(self) -> str:
-        """What ``repr`` says of the architecture; ends with a comma and a space if it says anything."""
-        return ""
+        """What ``repr`` says of the architecture; ends with a comma and a space."""
+        return f"num_transforms={self.arguments['num_transforms']}, "
 
 
 def _ends(base: Any, preprocess: Any, event_shape: torch.Size, periods: Mapping[int, float]) -> tuple[Base, Bijection]:

@@ -116,9 +116,6 @@ class Glow(Flow):
             initialise(self.transform, self._shaped(y), None if c is None else c.flatten(1))
         self.train(training)
 
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "
-
 
 def _scales(couplings: Couplings, shape: torch.Size, num_scales: int) -> Bijection:
     """The transforms of one scale of a field ``shape``, and within them those of all smaller ones."""

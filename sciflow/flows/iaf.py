@@ -70,6 +70,3 @@ class IAF(Flow):
             preprocess=preprocess,
             arguments=arguments.values,
         )
-
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "

@@ -71,6 +71,3 @@ class MAF(Flow):
             preprocess=preprocess,
             arguments=arguments.values,
         )
-
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "

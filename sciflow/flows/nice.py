@@ -81,6 +81,3 @@ class NICE(Flow):
             preprocess=preprocess,
             arguments=arguments.values,
         )
-
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "

@@ -104,6 +104,3 @@ class NSF(Flow):
             periods=periods,
             arguments=arguments.values,
         )
-
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "

@@ -162,9 +162,6 @@ class ResidualFlow(Flow):
     def _is_exact(self) -> bool:
         return all(bijection.is_exact for bijection in self._chain if isinstance(bijection, Residual))
 
-    def _summary(self) -> str:
-        return f"num_transforms={self.arguments['num_transforms']}, "
-
 
 def _draws(num_estimates: int = NUM_ESTIMATES, seed: int = 0, **unknown: Any) -> tuple[int, torch.Generator]:
     """The options of an estimated likelihood, checked."""

@@ -135,8 +135,7 @@ class TransformerFlow(Flow):
         return torch.cat([decode(part, c) for part, c in zip(parts, contexts, strict=True)])
 
     def _summary(self) -> str:
-        num_transforms = self.arguments["num_transforms"]
-        return f"num_transforms={num_transforms}, {self.num_tokens} tokens of {self.token_features}, "
+        return f"{super()._summary()}{self.num_tokens} tokens of {self.token_features}, "
 
 
 def _patch_shape(checked: Arguments, patch_size: int | Sequence[int] | None, event_shape: torch.Size) -> list[int]:

@@ -241,8 +241,7 @@ class _Loss(nn.Module):
         return self.density.loss(x, context)
 
 
-def _parallel(loss: nn.Module, process: Process, settings: Training) -> nn.Module:
-    model = loss
+def _parallel(model: nn.Module, process: Process, settings: Training) -> nn.Module:
     if process.world_size > 1:
         with warnings.catch_warnings():
             # Of its new name in torch 2.13, which earlier ones do not know.

@@ -142,8 +142,8 @@ class Kernel:
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     # torch counts recompilations by code object, and gives up after eight: each kind of call gets a copy of its own.
     copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    # Operations that are cheap to do again are merged into one pass rather than kept in memory between two.
-    options: dict[str, Any] = {"realize_opcount_threshold": 10_000}
+    # One pass over memory, however long the function: nothing is kept in memory between two passes of parts of it.
+    options: dict[str, Any] = {"realize_opcount_threshold": 10_000, "max_fusion_size": 10_000}
     return torch.compile(copy, dynamic=True, fullgraph=True, options=options)
 
 

@@ -112,10 +112,10 @@ class Spline(Univariate):
         self.num_parameters = num_spline_parameters(num_bins)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return rational_quadratic_spline(x, parameters[: self.num_parameters], self.tail_bound)
+        return rational_quadratic_spline(x, _first(self.num_parameters, parameters), self.tail_bound)
 
     def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return rational_quadratic_spline_inverse(z, parameters[: self.num_parameters], self.tail_bound)
+        return rational_quadratic_spline_inverse(z, _first(self.num_parameters, parameters), self.tail_bound)
 
 
 class CircularSpline(Univariate):
@@ -177,6 +177,11 @@ class EachItsOwn(Univariate):
     def _joined(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         values, log_slopes = zip(*parts, strict=True)
         return torch.cat(values)[self._order], torch.cat(log_slopes)[self._order]
+
+
+def _first(count: int, parameters: Tensor) -> Tensor:
+    # Even a slice that leaves nothing out costs its gradient a pass over memory.
+    return parameters if len(parameters) == count else parameters[:count]
 
 
 def _wrapped(x: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class MaskedLinear(nn.Module):
         self.in_features, self.out_features = len(in_degrees), len(out_degrees)
         linear = nn.Linear(self.in_features, self.out_features)  # for its initial weights
         self.weight, self.bias = linear.weight, linear.bias
-        self.register_buffer("mask", in_degrees <= out_degrees[:, None], persistent=False)
+        self.register_buffer("mask", (in_degrees <= out_degrees[:, None]).to(linear.weight.dtype), persistent=False)
         self._starts = torch.searchsorted(out_degrees, torch.arange(int(out_degrees.max()) + 2)).tolist()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ __all__ = [
     "ConfigError",
     "ConvergenceError",
     "DataError",
+    "DerivativeError",
     "LayoutError",
     "ModelFileError",
     "RunError",
@@ -36,6 +37,10 @@ class ConvergenceError(SciflowError, ArithmeticError):
 
 class DataError(SciflowError, ValueError):
     """The data cannot be used as they are: missing values, text, constant columns, nothing left."""
+
+
+class DerivativeError(SciflowError, RuntimeError):
+    """A derivative is asked for that would be wrong."""
 
 
 class LayoutError(SciflowError, ValueError):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sciflow.bijections import Residual
 from sciflow.bijections.roulette import Roulette, log_det_estimates
-from sciflow.errors import ConfigError, ConvergenceError
+from sciflow.errors import ConfigError, ConvergenceError, DerivativeError
 from sciflow.families import load
 from sciflow.flows import ResidualFlow
 from sciflow.nets import LipschitzMLP
@@ -289,6 +289,34 @@ class TestInverse:
                     weight += step * d
                 values.append(flow.decode(z).square().sum())
         torch.testing.assert_close((values[0] - values[1]) / 2e-6, slope, rtol=1e-5, atol=0)
+
+
+class TestSecondDerivatives:
+    def test_in_the_event_are_those_of_the_exact_log_prob(self) -> None:
+        flow = trained_a_little().double()
+        row = ROWS[0].double()
+        step = 1e-5 * torch.eye(6, dtype=torch.float64)
+
+        def score(x: Tensor) -> Tensor:
+            return torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)[0]
+
+        up, down = (score((row + sign * step).requires_grad_()) for sign in (1, -1))
+        differences = (up - down) / 2e-5
+        torch.testing.assert_close(torch.func.hessian(flow.log_prob)(row), differences, rtol=1e-5, atol=1e-6)
+        x = row[None].requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(score(x)[0, 2], x)[0][0], differences[2], rtol=1e-5, atol=1e-6)
+
+    def test_are_refused_where_they_would_be_wrong(self) -> None:
+        estimated, exact = trained_a_little(exact_features=0), trained_a_little()
+        x = ROWS[:2].clone().requires_grad_()
+        with pytest.raises(DerivativeError, match=r"estimated log-determinant .* method='exact'"):
+            torch.autograd.grad(estimated.log_prob(x).sum(), x, create_graph=True)
+        with pytest.raises(DerivativeError, match="estimated log-determinant"):
+            torch.func.grad(lambda row: torch.func.grad(estimated.log_prob)(row)[0])(ROWS[0])
+        with pytest.raises(DerivativeError, match="inverse of a residual map"):
+            torch.func.hessian(lambda z: exact.decode(z).sum())(ROWS[0])
+        with pytest.raises(DerivativeError, match="in the weights"):
+            exact.log_prob(x).sum().backward(create_graph=True)
 
 
 def test_many_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sciflow.bijections.base import Bijection
 from sciflow.bijections.fixed_point import solve
 from sciflow.bijections.roulette import Roulette, log_det_estimates
+from sciflow.derivatives import differentiable_once
 from sciflow.nets.lipschitz import Contraction, LipschitzMLP
 
 __all__ = ["NUM_ESTIMATES", "Residual"]
@@ -97,7 +98,9 @@ class Residual(Bijection):
                 with torch.no_grad():
                     parts = self._parts(x, g, self.network.num_features)
                     jacobian = torch.cat([_jacobian(g_of_part.linearise(part)[1], part) for part, g_of_part in parts])
-                off = x + g(x) - rows
+                off = differentiable_once(
+                    x + g(x) - rows, "the inverse of a residual map", "Differentiate forward, and invert the Jacobian"
+                )
                 x = x - torch.linalg.solve(jacobian, off.unsqueeze(-1)).squeeze(-1)
             return x.reshape(z.shape)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sciflow.derivatives import differentiable_once
+
 __all__ = ["Roulette", "log_det_estimates"]
 
 _CERTAIN_TERMS = 4  # the largest ones, which every estimate has
@@ -57,7 +59,8 @@ def log_det_estimates(product: Callable[[Tensor], Tensor], roulette: Roulette) -
 
     The gradient is an estimate of its own, :math:`v^\top (\partial J) \, u` with
     :math:`u = \sum_{k=0}^N (-J)^k v / P(N \ge k)`, which is :math:`(I + J)^{-1} v` in the mean: it takes the memory of
-    one product, whatever the number of terms. It cannot be differentiated again. From Chen et al., arXiv:1906.02735.
+    one product, whatever the number of terms. To differentiate it again raises an error. From Chen et al.,
+    arXiv:1906.02735.
 
     Args:
         product: Gives J times vectors ``[n, m, num_features]``; ``n = 1`` stands for all rows.
@@ -91,5 +94,9 @@ def log_det_estimates(product: Callable[[Tensor], Tensor], roulette: Roulette) -
                 break
     if not torch.is_grad_enabled():
         return estimates, num_products
-    slope = (probes * product(solution)).sum(-1)
+    slope = differentiable_once(
+        (probes * product(solution)).sum(-1),
+        "an estimated log-determinant",
+        "Take the exact one: likelihood(x, method='exact'), or a larger exact_features",
+    )
     return estimates + slope - slope.detach(), num_products + len(num_terms)

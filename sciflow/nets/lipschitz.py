@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sciflow.derivatives import differentiable_once
+
 __all__ = ["Contraction", "LipschitzMLP", "spectral_norm_bound"]
 
 _STEEPNESS = 10.0  # of the activations at first, for features of variance 1: from 1, training takes many times as long
@@ -168,7 +170,7 @@ def spectral_norm_bound(weight: Tensor, num_squarings: int = 6) -> Tensor:
         num_squarings: :math:`k`.
 
     Returns:
-        The bound, a scalar; it can be differentiated once.
+        The bound, a scalar; it can be differentiated once, and raises an error where it is to be again.
 
     Example:
         >>> round(float(spectral_norm_bound(torch.diag(torch.tensor([3.0, 1.0])))), 4)
@@ -185,7 +187,11 @@ def spectral_norm_bound(weight: Tensor, num_squarings: int = 6) -> Tensor:
             power = power @ power
             norm = torch.linalg.matrix_norm(power).clamp_min(tiny)
             power, log_norm = power / norm, 2 * log_norm + norm.log()
-    half = 0.5 * (gram * power).sum().clamp_min(tiny).log()
+    half = differentiable_once(
+        0.5 * (gram * power).sum().clamp_min(tiny).log(),
+        "a bound of a spectral norm",
+        "Second derivatives in the weights of a residual flow are not to be had; those in its events are",
+    )
     # The gradient W G^(p/2 - 1) / tr G^(p/2) of the bound's logarithm is that of this half with the power held fixed.
     log_bound = (2 * half + log_norm) / (2 ** (num_squarings + 1) + 2)
     return size * torch.exp(half + (log_bound - half).detach())

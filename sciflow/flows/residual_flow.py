@@ -12,8 +12,9 @@ from sciflow.bijections import Bijection, Composite, LULinear, Residual
 from sciflow.bijections.residual import NUM_ESTIMATES
 from sciflow.density import MOST_SEED, Likelihood, Status
 from sciflow.errors import ConfigError
-from sciflow.flows.arguments import MOST_FEATURES, MOST_TRANSFORMS, Arguments, seeded
+from sciflow.flows.arguments import MOST_FEATURES, Arguments, seeded
 from sciflow.flows.flow import Flow
+from sciflow.flows.sizes import Sizes
 from sciflow.nets import LipschitzMLP
 
 __all__ = ["ResidualFlow"]
@@ -83,25 +84,21 @@ class ResidualFlow(Flow):
         seed: int | None = None,
     ) -> None:
         arguments = Arguments("ResidualFlow")
-        num_transforms = arguments.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS)
-        hidden_features = arguments.widths("hidden_features", hidden_features)
+        sizes = Sizes.checked(arguments, event_shape, context_shape, num_transforms, hidden_features)
         lipschitz = arguments.fraction("lipschitz", lipschitz)
         arguments.require("lipschitz", lipschitz, lipschitz > 0, "above 0 and below 1")
         exact_features = arguments.whole("exact_features", exact_features, 0, MOST_FEATURES)
-        event_shape = arguments.shape("event_shape", event_shape)
-        context_shape = None if context_shape is None else arguments.shape("context_shape", context_shape)
-        num_features = event_shape.numel()
-        num_context = 0 if context_shape is None else context_shape.numel()
+        as_it_is = torch.arange(sizes.num_features)
         with seeded(arguments.seed(seed)):
             transforms: list[Bijection] = []
-            for _ in range(num_transforms):
-                network = LipschitzMLP(num_features, hidden_features, num_context, lipschitz)
-                transforms += [LULinear(torch.arange(num_features)), Residual(network, exact_features)]
-            transforms.append(LULinear(torch.arange(num_features)))
+            for _ in range(sizes.num_transforms):
+                network = LipschitzMLP(sizes.num_features, sizes.hidden_features, sizes.num_context, lipschitz)
+                transforms += [LULinear(as_it_is), Residual(network, exact_features)]
+            transforms.append(LULinear(as_it_is))
         super().__init__(
             Composite(transforms),
-            event_shape,
-            context_shape,
+            sizes.event_shape,
+            sizes.context_shape,
             base=base,
             preprocess=preprocess,
             arguments=arguments.values,

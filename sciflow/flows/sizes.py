@@ -1,4 +1,4 @@
-"""The sizes that flows of vectors are built from."""
+"""The sizes that every flow is built from."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Sizes"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a flow of vectors is; events and contexts of more than one dimension are flattened.
+    """How large a flow is.
 
     Attributes:
         event_shape: Shape of one event.
         context_shape: Shape of what the density is conditioned on, or None.
         num_transforms: Maps in the chain.
         hidden_features: Hidden widths of each network.
-        dropout: Of the networks, while training.
+        dropout: Of the networks, while training; 0 for those that have none.
     """
 
     event_shape: torch.Size
@@ -38,7 +38,7 @@ class Sizes:
         context_shape: Sequence[int] | None,
         num_transforms: int,
         hidden_features: Sequence[int],
-        dropout: float,
+        dropout: float | None = None,
     ) -> Sizes:
         """Check what a constructor was given.
 
@@ -54,7 +54,7 @@ class Sizes:
             None if context_shape is None else arguments.shape("context_shape", context_shape),
             arguments.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS),
             arguments.widths("hidden_features", hidden_features),
-            arguments.fraction("dropout", dropout),
+            0.0 if dropout is None else arguments.fraction("dropout", dropout),
         )
 
     @property

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sciflow.bijections import Composite, TransformerAutoregressive
-from sciflow.flows.arguments import MOST_TRANSFORMS, Arguments, seeded
+from sciflow.flows.arguments import Arguments, seeded
 from sciflow.flows.flow import Flow
+from sciflow.flows.sizes import Sizes
 
 __all__ = ["TransformerFlow"]
 
@@ -94,33 +95,29 @@ class TransformerFlow(Flow):
         seed: int | None = None,
     ) -> None:
         checked = Arguments("TransformerFlow")
-        num_transforms = checked.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS)
-        widths = checked.widths("hidden_features", hidden_features)
+        sizes = Sizes.checked(checked, event_shape, context_shape, num_transforms, hidden_features, dropout)
+        widths = sizes.hidden_features
         checked.require("hidden_features", hidden_features, len(set(widths)) == 1, "equal widths, one for each layer")
         num_heads = checked.whole("num_heads", num_heads, 1, widths[0])
         checked.require("num_heads", num_heads, widths[0] % num_heads == 0, f"a divisor of the width {widths[0]}")
-        dropout = checked.fraction("dropout", dropout)
-        seed = checked.seed(seed)
-        event_shape = checked.shape("event_shape", event_shape)
-        context_shape = None if context_shape is None else checked.shape("context_shape", context_shape)
-        patch_shape = _patch_shape(checked, patch_size, event_shape)
-        with seeded(seed):
+        patch_shape = _patch_shape(checked, patch_size, sizes.event_shape)
+        with seeded(checked.seed(seed)):
             transforms = [
                 TransformerAutoregressive(
-                    event_shape,
+                    sizes.event_shape,
                     patch_shape,
                     hidden_features=widths,
                     num_heads=num_heads,
-                    num_context=0 if context_shape is None else context_shape.numel(),
+                    num_context=sizes.num_context,
                     reverse=i % 2 == 1,
-                    dropout=dropout,
+                    dropout=sizes.dropout,
                 )
-                for i in range(num_transforms)
+                for i in range(sizes.num_transforms)
             ]
         super().__init__(
             Composite(transforms),
-            event_shape,
-            context_shape,
+            sizes.event_shape,
+            sizes.context_shape,
             base=base,
             preprocess=preprocess,
             arguments=checked.values,

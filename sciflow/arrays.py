@@ -17,7 +17,8 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
     """Return real numbers as an array of their own dtype; what is masked becomes NaN.
 
     Args:
-        values: A tensor, or anything that NumPy takes; a table's columns are put in the order of ``columns``.
+        values: A tensor, or anything that NumPy takes; a table's columns are put in the order of ``columns``. An
+            xarray.Dataset is a table where its variables have one dimension, the same.
         what: What to call them in messages.
         columns: Names of the columns, where they are known.
 
@@ -33,6 +34,8 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
             raise DataError(f"{what}: a tensor without values, or a sparse one: give a dense tensor")
         values = values.detach().cpu().resolve_conj()
         values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+    if hasattr(values, "data_vars"):
+        values = _table_of(values, what)
     if columns is not None and hasattr(values, "columns"):
         values = _in_order(values, columns, what)
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fiub":
@@ -50,6 +53,15 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating, np.bool_))
+
+
+def _table_of(dataset: Any, what: str) -> Any:
+    if len({variable.dims for variable in dataset.data_vars.values()}) != 1 or len(dataset.dims) != 1:
+        raise DataError(
+            f"{what}: a Dataset is a table where all its variables have the same, one dimension; this has "
+            f"{dict(dataset.sizes)}. Give an array [*batch, *event_shape], or a store to sciflow.score"
+        )
+    return dataset.to_dataframe()[[str(name) for name in dataset.data_vars]]
 
 
 def _in_order(table: Any, columns: Sequence[str], what: str) -> Any:

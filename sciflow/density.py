@@ -171,6 +171,11 @@ class Density(nn.Module, ABC):
             x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
             return x.reshape(*batch, *self.event_shape)
 
+    @property
+    def latent_angles(self) -> Sequence[int]:
+        """Places in the flattened noise of what lives on a circle, in [-pi, pi]."""
+        return ()
+
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
         """Fit the data-unit bijections on training rows ``x`` (and ``context``), before the first training step.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ def interpolate(density: Density, x_a: Any, x_b: Any, n: int, context: Any = Non
     events on it would be none that the density knows. From White, arXiv:1609.04468.
 
     Of opposite vectors the circle goes by way of an axis; one that is zero takes the direction of the other; and with
-    a single element there are no directions, and the path is straight.
+    a single element there are no directions, and the path is straight. Noise on circles, that of periodic features,
+    goes the short way round.
 
     Args:
         density: One that encodes and decodes, such as a flow.
@@ -68,8 +71,23 @@ def interpolate(density: Density, x_a: Any, x_b: Any, n: int, context: Any = Non
         except RuntimeError:
             raise ShapeError(f"x_a {list(z_a.shape)} and x_b {list(z_b.shape)} do not broadcast") from None
         num_batch_dims = z_a.ndim - len(density.event_shape)
-        path = _great_circle(z_a.flatten(num_batch_dims), z_b.flatten(num_batch_dims), steps)
+        path = _path(z_a.flatten(num_batch_dims), z_b.flatten(num_batch_dims), steps, density.latent_angles)
         return density.decode(path.reshape(steps, *z_a.shape), context)
+
+
+def _path(a: Tensor, b: Tensor, steps: int, angles: Sequence[int]) -> Tensor:
+    """Points ``[steps, *batch, num_features]``: angles by the short arc, the others by the great circle."""
+    others = [place for place in range(a.shape[-1]) if place not in angles]
+    if not angles:
+        return _great_circle(a, b, steps)
+    path = a.expand(steps, *a.shape).clone()
+    share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.ndim)
+    arc = torch.remainder(b[..., angles] - a[..., angles] + math.pi, math.tau) - math.pi
+    turned = a[..., angles] + share * arc
+    path[..., angles] = torch.remainder(turned + math.pi, math.tau) - math.pi
+    if others:
+        path[..., others] = _great_circle(a[..., others], b[..., others], steps)
+    return path
 
 
 def _great_circle(a: Tensor, b: Tensor, steps: int) -> Tensor:

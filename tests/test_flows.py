@@ -92,6 +92,13 @@ class TestEveryFlow:
         assert (back - z).abs().max() <= tolerance
         assert (flow.decode(back, context_for(flow)) - x).abs().max() <= tolerance
 
+    def test_no_rows_are_no_trouble(self, flow: Flow) -> None:
+        none, context = torch.zeros(0, *flow.event_shape), context_for(flow)
+        assert flow.log_prob(none, context).shape == flow.likelihood(none, context).log_prob.shape == (0,)
+        assert flow.encode(none, context).shape == flow.decode(none, context).shape == none.shape
+        assert flow.sample(0, context, seed=0).shape == none.shape
+        assert flow.train().loss(none, context).shape == (0,)
+
     def test_log_prob_is_that_of_the_jacobian(self, flow: Flow) -> None:
         flow.double()
         n, context = flow.event_shape.numel(), context_for(flow)

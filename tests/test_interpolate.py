@@ -143,6 +143,27 @@ class TestSpecialDirections:
         torch.testing.assert_close(path[:, 0], torch.tensor([-2.0, 0.0, 2.0, 4.0]).double(), atol=1e-6, rtol=0)
 
 
+class TestPeriodic:
+    @pytest.mark.parametrize("others", [[], [1]])
+    def test_goes_the_short_way_round(self, others) -> None:
+        places = [place for place in range(3) if place not in others]
+        flow = make((3,), randomised=False, periodic=dict.fromkeys(places, 360.0))
+        a, b = torch.tensor([350.0, 1.0, 90.0]).double(), torch.tensor([10.0, 3.0, 60.0]).double()
+        path = sf.interpolate(flow, a, b, 5)
+        truth = torch.tensor([[350.0, 355, 0, 5, 10], [1, 1.5, 2, 2.5, 3], [90, 82.5, 75, 67.5, 60]]).double().T
+        off = torch.remainder(path - truth + 180, 360) - 180
+        torch.testing.assert_close(off, torch.zeros_like(off), rtol=0, atol=1e-4)
+
+    def test_ends_are_the_events(self) -> None:
+        flow = make((4,), periodic=[1, 2])
+        a, b = 3 * torch.randn(2, 20, 4, dtype=torch.float64)
+        path = sf.interpolate(flow, a, b, 4)
+        turns = (path[[0, -1]] - torch.stack((a, b))) / math.tau
+        turns[..., [0, 3]] *= math.tau
+        turns[..., [1, 2]] -= turns[..., [1, 2]].round()
+        torch.testing.assert_close(turns, torch.zeros_like(turns), rtol=0, atol=1e-6)
+
+
 class TestBadInput:
     @pytest.mark.parametrize("n", [1, 0, -3, 2.0, "4", None, True, 10**9])
     def test_a_number_of_steps_that_is_none(self, flow, n) -> None:

@@ -9,6 +9,7 @@ from sciflow.bijections import (
     Composite,
     Dequantize,
     Identity,
+    Log,
     Log1p,
     Logit,
     NormalScores,
@@ -18,6 +19,7 @@ from sciflow.bijections import (
     preprocessing,
 )
 from sciflow.errors import ConfigError, DataError
+from sciflow.flows import NSF
 
 KINDS = [Standardize, Log1p, Logit, Dequantize, VariationalDequantize, NormalScores]
 
@@ -87,10 +89,12 @@ class TestSupport:
     @pytest.mark.parametrize(
         ("bijection", "impossible"),
         [
+            (Log((1,)), [0.0, -1e-9, -1e6]),
+            (Log((1,), low=-2.0), [-2.0, -3.0]),
             (Log1p((1,)), [-1.0, -2.0, -1e6]),
             (Logit((1,), low=0.0, high=1.0), [0.0, 1.0, -3.0, 1e6]),
         ],
-        ids=["log1p", "logit"],
+        ids=["log", "log above -2", "log1p", "logit"],
     )
     def test_beyond_it_log_det_is_minus_infinity_and_gradients_finite(self, bijection, impossible) -> None:
         x = torch.tensor([*impossible, 0.5])[:, None].requires_grad_()
@@ -100,6 +104,22 @@ class TestSupport:
         assert log_det[-1].isfinite()
         (gradient,) = torch.autograd.grad(z.sum() + log_det[-1], x)
         assert gradient.isfinite().all()
+
+    def test_log_refuses_what_is_not_above_its_bound(self) -> None:
+        with pytest.raises(DataError, match=r"1 of 3 values are not above low=0.* use log1p, or a lower bound.* row 1"):
+            Log((1,)).fit(torch.tensor([[0.5], [0.0], [2.0]]))
+
+    def test_draws_of_a_flow_stay_within_it(self) -> None:
+        chain = [{"log": {"features": [0]}}, {"logit": {"features": [2], "low": 0.0, "high": 1.0}}, "standardize"]
+        flow = NSF((3,), preprocess=chain, num_transforms=1, hidden_features=(8,), seed=0)
+        rows = torch.stack((torch.rand(200).exp(), torch.randn(200), torch.rand(200).clamp(0.01, 0.99)), dim=1)
+        flow.fit_preprocessing(rows)
+        draws = flow.sample(5_000, seed=0)
+        assert (draws[:, 0] > 0).all()
+        assert (draws[:, 1] < -1).any()
+        assert ((draws[:, 2] > 0) & (draws[:, 2] < 1)).all()
+        rows[0, 0], rows[1, 2] = -1.0, 2.0
+        assert torch.isneginf(flow.log_prob(rows)[:2]).all()
 
     def test_log1p_takes_its_scale_from_the_positive_values(self) -> None:
         x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1e-6, 0.0], [3e-6, 0.0], [5e-6, 0.0]])
@@ -186,6 +206,13 @@ class TestPreprocessing:
             ({"logit": {"high": "1"}}, "logit: high must be a finite number; got '1'"),
             ({"dequantize": {"step": float("inf")}}, "dequantize: step must be a finite number; got inf"),
             ({"dequantize": {"step": 10**400}}, "dequantize: step must be a finite number; got 1000"),
+            ({"log1p": {"features": [3]}}, r"log1p: features must be places from 0 to 1, each once; got \[3\]"),
+            ({"log1p": {"features": []}}, r"places from 0 to 1, each once; got \[\]"),
+            ({"log1p": {"features": "speed"}}, "places from 0 to 1, each once; got 'speed'"),
+            ({"log1p": {"features": [1, 1]}}, "each once"),
+            ({"log1p": {"features": [True]}}, "each once"),
+            ({"dequantize": {"features": [1]}}, "dequantize is for all features"),
+            ({"log1p": [0]}, r"log1p takes options by name; got \[0\]"),
             ({"variational_dequantize": {"step": -1}}, "variational_dequantize: step must be positive; got -1"),
             ({"variational_dequantize": {"num_draws": 1}}, "num_draws must be 2 to 4,096; got 1"),
             ({"variational_dequantize": {"num_bins": 2.5}}, "num_bins must be 2 to 256; got 2.5"),

@@ -217,6 +217,10 @@ class TestEstimatedLikelihood:
         assert not torch.equal(flow.train().loss(ROWS), flow.loss(ROWS))
         assert trained_a_little(exact_features=0).likelihood(ROWS).error.all()
 
+    def test_an_exact_one_says_how_to_have_it_estimated(self) -> None:
+        with pytest.raises(ConfigError, match=r"6 features is exact .*\. A smaller exact_features \(16\)"):
+            trained_a_little().likelihood(ROWS, num_estimates=8)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -15,6 +15,7 @@ from sciflow.bijections.normal_scores import NormalScores
 from sciflow.bijections.preprocess import (
     Angles,
     Dequantize,
+    Log,
     Log1p,
     Logit,
     Preprocessor,
@@ -44,6 +45,7 @@ __all__ = [
     "Identity",
     "Inverted",
     "LULinear",
+    "Log",
     "Log1p",
     "Logit",
     "NormalScores",

@@ -103,12 +103,12 @@ class Autoregressive(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows, given, batch = self._rows(x, context)
         z, log_slope = self.univariate.forward(rows.T, self.network(rows, given))
-        return z.T.reshape(*batch, -1), log_slope.sum(0).reshape(batch)
+        return z.T.reshape(x.shape), log_slope.sum(0).reshape(batch)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows, given, batch = self._rows(z, context)
         x, log_slope = self._way_back(rows, given)(rows, given)
-        return x.T.reshape(*batch, -1), log_slope.sum(0).reshape(batch)
+        return x.T.reshape(z.shape), log_slope.sum(0).reshape(batch)
 
     def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
         batch = self.batch_shape(x)

@@ -8,7 +8,6 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sciflow.bijections.base import Bijection
 from sciflow.errors import ShapeError
@@ -87,10 +86,13 @@ class Squeezed(_View):
         super().__init__(bijection, event_shape, squeezed_shape(event_shape))
 
     def _seen(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(x, 2)
+        height, width = x.shape[-2:]
+        blocks = x.unflatten(-1, (width // 2, 2)).unflatten(-3, (height // 2, 2))
+        return blocks.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
 
     def _restored(self, y: Tensor, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(y, 2)
+        blocks = y.unflatten(-3, (-1, 2, 2)).movedim((-4, -3), (-3, -1))
+        return blocks.flatten(-2, -1).flatten(-3, -2)
 
 
 class Pointwise(_View):

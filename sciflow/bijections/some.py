@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,3 +49,14 @@ class OnSome(Bijection):
         self.batch_shape(z)
         part, log_det = self.bijection.inverse(z[..., self.features], context)
         return z.index_copy(-1, self.features, part), log_det
+
+    def fit(self, x: Tensor) -> Self:
+        """Fit the bijection on its features."""
+        self.batch_shape(x)
+        self.bijection.fit(x[..., self.features])
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the bijection is."""
+        return self.bijection.is_fitted

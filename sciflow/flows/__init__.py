@@ -1,4 +1,15 @@
-"""Named normalizing flows."""
+"""Normalizing flows, one constructor for each architecture.
+
+- :class:`NSF`: neural splines, by coupling or ``autoregressive=True``; ``periodic`` features. The one to begin with.
+- :class:`NICE`, :class:`RealNVP`: additive and affine coupling; of vectors and fields.
+- :class:`Glow`: actnorm, invertible mixing, affine coupling; of vectors and fields, those at several scales.
+- :class:`MAF`, :class:`IAF`: affine autoregression, fast to evaluate and fast to draw from.
+- :class:`ResidualFlow`: the identity plus a contraction, all features at once.
+- :class:`TransformerFlow`: affine autoregression by a causal transformer, over features or patches of a field.
+
+Each is a :class:`Flow`, and so a :class:`sciflow.Density`: ``log_prob``, ``likelihood``, ``sample``, ``encode``,
+``decode``, ``save``. ``Flow(transform, event_shape, ...)`` makes one of any bijection of :mod:`sciflow.bijections`.
+"""
 
 from sciflow.flows.flow import Flow
 from sciflow.flows.glow import Glow

@@ -61,6 +61,10 @@ class Flow(Density):
         self.transform = transform
         self.base = noise
 
+    @property
+    def latent_angles(self) -> Sequence[int]:
+        return self.base.angles
+
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
         z, log_det = self.transform(self._shaped(y), _flat(context))
         return self.base.log_prob(z.reshape(y.shape)) + log_det

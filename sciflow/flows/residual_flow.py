@@ -111,6 +111,11 @@ class ResidualFlow(Flow):
 
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
         estimated = method is None and not self._is_exact
+        if options and method is None and not estimated:
+            raise ConfigError(
+                f"log p of {self.event_shape.numel()} features is exact here, and takes no options; got "
+                f"{', '.join(options)}. A smaller exact_features ({self.arguments['exact_features']}) has it estimated"
+            )
         if method not in (None, "exact") or (options and not estimated):
             return super()._likelihood(y, context, method, **options)  # which says what is wrong
         num_estimates, generator = _draws(**options)

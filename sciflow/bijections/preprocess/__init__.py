@@ -9,16 +9,18 @@ from sciflow.bijections.base import Bijection
 from sciflow.bijections.composite import Composite
 from sciflow.bijections.identity import Identity
 from sciflow.bijections.preprocess.angles import Angles
-from sciflow.bijections.preprocess.bounds import Log1p, Logit
+from sciflow.bijections.preprocess.bounds import Log, Log1p, Logit
 from sciflow.bijections.preprocess.dequantize import Dequantize
 from sciflow.bijections.preprocess.preprocessor import Preprocessor
 from sciflow.bijections.preprocess.standardize import Standardize
 from sciflow.bijections.preprocess.variational import VariationalDequantize
+from sciflow.bijections.some import OnSome
 from sciflow.errors import ConfigError, nearest
 
 __all__ = [
     "Angles",
     "Dequantize",
+    "Log",
     "Log1p",
     "Logit",
     "Preprocessor",
@@ -30,6 +32,7 @@ __all__ = [
 _KINDS: dict[str, type[Bijection]] = {
     "none": Identity,
     "standardize": Standardize,
+    "log": Log,
     "log1p": Log1p,
     "logit": Logit,
     "dequantize": Dequantize,
@@ -43,9 +46,10 @@ def preprocessing(
     """Build the chain from data units that a workflow or model file names.
 
     Args:
-        names: One name or several, applied in order: ``"standardize"``, ``"log1p"``, ``"logit"``, ``"dequantize"``,
-            ``"variational_dequantize"``, ``"none"``; with options, a mapping such as
-            ``{"logit": {"low": 0, "high": 1}}``.
+        names: One name or several, applied in order: ``"standardize"``, ``"log"``, ``"log1p"``, ``"logit"``,
+            ``"dequantize"``, ``"variational_dequantize"``, ``"none"``; with options, a mapping such as
+            ``{"logit": {"low": 0, "high": 1}}``. Of a vector event, ``"features"`` says which ones alone it is for,
+            such as ``{"log": {"features": [0, 3]}}``.
         event_shape: Shape of one event.
 
     Raises:
@@ -73,10 +77,30 @@ def _build(step: str | Mapping[str, Any], event_shape: Sequence[int]) -> Bijecti
             raise ConfigError(f"preprocess: one name with its options expected; got {dict(step)}")
         name, options = next(iter(step.items()))
     else:
-        name, options = step, {}
+        name, options = step, None
     if not isinstance(name, str) or name not in _KINDS:
         raise ConfigError(f"preprocess: unknown {name!r}; {nearest(str(name), _KINDS)}")
+    if not isinstance(options or {}, Mapping):
+        raise ConfigError(f"preprocess: {name} takes options by name; got {options!r}")
+    others = dict(options or {})
+    features = others.pop("features", None)
     try:
-        return _KINDS[name](event_shape, **(options or {}))
+        if features is None:
+            return _KINDS[name](event_shape, **others)
+        places = _checked_features(name, features, event_shape)
+        return OnSome(_KINDS[name]((len(places),), **others), places, event_shape[0])
     except TypeError:
         raise ConfigError(f"preprocess: {name} does not take {options}") from None
+
+
+def _checked_features(name: str, features: Any, event_shape: Sequence[int]) -> list[int]:
+    if len(event_shape) != 1:
+        raise ConfigError(f"preprocess: {name}: features are those of a vector; events have shape {list(event_shape)}")
+    if issubclass(_KINDS[name], Dequantize):
+        raise ConfigError(f"preprocess: {name} is for all features: where the steps are small, so is the noise")
+    places = list(features) if isinstance(features, Sequence) and not isinstance(features, str) else []
+    whole = all(isinstance(place, int) and not isinstance(place, bool) for place in places)
+    if not (places and whole and len(set(places)) == len(places) and all(0 <= p < event_shape[0] for p in places)):
+        expected = f"places from 0 to {event_shape[0] - 1}, each once"
+        raise ConfigError(f"preprocess: {name}: features must be {expected}; got {features!r}")
+    return places

@@ -58,7 +58,7 @@ class Angles(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(x)
-        flat = x.reshape(*batch, -1)
+        flat = x.flatten(len(batch))
         turns = flat[..., self.places] / self.period
         # As a share of a turn first: of large values, 2 pi times the whole turns would round the angle away.
         z = 2 * math.pi * (turns - torch.round(turns))
@@ -70,7 +70,7 @@ class Angles(Bijection):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(z)
-        flat = z.reshape(*batch, -1)
+        flat = z.flatten(len(batch))
         turns = flat[..., self.places] / (2 * math.pi) - self.start
         x = self.period * (turns - torch.floor(turns) + self.start)
         log_det = (self.period / (2 * math.pi)).log().sum().expand(batch)

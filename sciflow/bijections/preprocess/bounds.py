@@ -11,7 +11,50 @@ from torch.nn import functional as F
 from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_numbers
 from sciflow.errors import ConfigError
 
-__all__ = ["Log1p", "Logit"]
+__all__ = ["Log", "Log1p", "Logit"]
+
+
+class Log(Preprocessor):
+    r"""Take the logarithm of what is never zero or less: sizes, masses, times, prices.
+
+    .. math:: z = \log(x - l), \qquad \log |\det J| = -\sum_i \log(x_i - l)
+
+    The support is :math:`x > l`: no draw is below, and there log p is -inf. Where zeros occur, :class:`Log1p` keeps
+    them.
+
+    Args:
+        event_shape: Shape of one event.
+        low: The bound :math:`l`, data units.
+
+    Raises:
+        ConfigError: ``low`` is no finite number.
+
+    Example:
+        >>> z, log_det = Log((1,))(torch.tensor([[1.0], [-2.0]]))
+        >>> z[0].item(), log_det
+        (0.0, tensor([-0., -inf]))
+    """
+
+    def __init__(self, event_shape: Sequence[int], low: float = 0.0) -> None:
+        require_numbers("log", low=low)
+        super().__init__(event_shape)
+        self._element("low", low)
+
+    low: Tensor
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        batch = self.batch_shape(x)
+        outside = x <= self.low
+        z = torch.log((x - self.low).masked_fill(outside, 1))
+        return z, self._sum((-z).masked_fill(outside, -torch.inf), batch)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        batch = self.batch_shape(z)
+        return self.low + torch.exp(z), self._sum(z, batch)
+
+    def _fit(self, x: Tensor) -> None:
+        low = float(self.low.flatten()[0])
+        self._refuse(x, x <= self.low, f"not above low={low:g}, where log p is -inf; use log1p, or a lower bound")
 
 
 class Log1p(Preprocessor):

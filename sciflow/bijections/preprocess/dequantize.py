@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_numbers
+from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_numbers, require_whole
 from sciflow.errors import ConfigError
 
 __all__ = ["Dequantize"]
+
+_MOST_DRAWS = 4096
 
 
 class Dequantize(Preprocessor):
@@ -20,17 +22,21 @@ class Dequantize(Preprocessor):
 
     In training mode every row gets fresh noise, drawn from torch's own generator: without it a density would grow
     without limit at the grid values. The objective bounds the probability of the cell from below, Theis et al.,
-    arXiv:1511.01844. In eval mode :math:`u = \Delta / 2`, so that log p is a function of the row alone: the log-density
-    at the centre of its cell, in data units; add :math:`\log \Delta` for the (approximate) log-probability of the
-    grid value. ``density.likelihood(x, method="elbo")`` averages over the cell instead, and so does not overstate it:
-    the mean density of the cell, to which :math:`\log \Delta` is to be added, too. The inverse goes back to the grid.
+    arXiv:1511.01844.
+
+    In eval mode a density with this preprocessing averages over ``num_draws`` points of the cell, the same for every
+    row: ``log_prob(x)`` and ``likelihood(x)``, of kind "elbo" with its error, are the mean density of the cell, in
+    data units; add :math:`\sum_i \log \Delta_i` for the log-probability of the grid value. With a single draw log p is
+    the exact density at the centre of the cell, which need not be near its mean. ``encode`` sees the centre; the
+    inverse goes back to the grid.
 
     Args:
         event_shape: Shape of one event.
         step: Distance :math:`\Delta` of grid values; None to take the smallest gap of each element's training values.
+        num_draws: Points of a cell in eval mode: each costs a pass, and more of them bring the mean closer.
 
     Raises:
-        ConfigError: ``step`` is not positive, or no finite number.
+        ConfigError: ``step`` is not positive, or no finite number; ``num_draws`` is out of range.
 
     Example:
         >>> dequantize = Dequantize((1,), step=1.0).eval()
@@ -40,18 +46,22 @@ class Dequantize(Preprocessor):
     """
 
     kind = "dequantize"
+    least_draws = 1
 
     step: Tensor
     origin: Tensor
+    points: Tensor
 
-    def __init__(self, event_shape: Sequence[int], step: float | None = None) -> None:
+    def __init__(self, event_shape: Sequence[int], step: float | None = None, num_draws: int = 16) -> None:
         require_numbers(self.kind, step=step)
+        require_whole(self.kind, "num_draws", num_draws, self.least_draws, _MOST_DRAWS)
         if step is not None and not step > 0:
             raise ConfigError(f"{self.kind}: step must be positive; got {step}")
         super().__init__(event_shape)
         self.given = step
         self._element("step", 1.0 if step is None else step)
         self._element("origin", 0.0)
+        self.register_buffer("points", latin_hypercube(num_draws, self.event_shape), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.batch_shape(x)
@@ -64,16 +74,14 @@ class Dequantize(Preprocessor):
 
     @property
     def num_draws(self) -> int:
-        """One: the centre of the cell."""
-        return 1
+        """Points of a cell that stand for a row in eval mode."""
+        return len(self.points)
 
     def draws(self, x: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(x)
-        points = self._points(num_draws).to(x).reshape(num_draws, *[1] * len(batch), *self.event_shape)
+        points = self.points if num_draws == len(self.points) else latin_hypercube(num_draws, self.event_shape)
+        points = points.to(x).reshape(num_draws, *[1] * len(batch), *self.event_shape)
         return self._filled(x.expand(num_draws, *x.shape), points.expand(num_draws, *x.shape))
-
-    def _points(self, num_draws: int) -> Tensor:
-        return latin_hypercube(num_draws, self.event_shape)
 
     def _filled(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Go to a place in the cell of each value, by uniform noise of the shape of ``x``."""

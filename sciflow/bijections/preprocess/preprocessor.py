@@ -62,7 +62,7 @@ class Preprocessor(Bijection):
         self.register_buffer(name, torch.full(self.event_shape, value))
 
     def _sum(self, terms: Tensor, batch: torch.Size) -> Tensor:
-        return terms.reshape(*batch, -1).sum(-1)
+        return terms.flatten(len(batch)).sum(-1)
 
     def _refuse(self, x: Tensor, bad: Tensor, what: str) -> None:
         if bad.any():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sciflow.bijections.composite import Composite
 from sciflow.bijections.coupling import Coupling
-from sciflow.bijections.preprocess.dequantize import Dequantize, latin_hypercube
+from sciflow.bijections.preprocess.dequantize import Dequantize
 from sciflow.bijections.preprocess.preprocessor import require_whole
 from sciflow.bijections.preprocess.standardize import Standardize
 from sciflow.bijections.univariate import Spline
@@ -18,7 +18,7 @@ from sciflow.nets import ResidualMLP
 
 __all__ = ["VariationalDequantize"]
 
-_MOST_DRAWS, _MOST_TRANSFORMS, _MOST_BINS, _MOST_WIDTH = 4096, 64, 256, 1 << 16
+_MOST_TRANSFORMS, _MOST_BINS, _MOST_WIDTH = 64, 256, 1 << 16
 
 
 class VariationalDequantize(Dequantize):
@@ -60,8 +60,7 @@ class VariationalDequantize(Dequantize):
     """
 
     kind = "variational_dequantize"
-
-    points: Tensor
+    least_draws = 2  # one of a cell's points alone says little of it
 
     def __init__(
         self,
@@ -72,14 +71,13 @@ class VariationalDequantize(Dequantize):
         hidden_features: Sequence[int] = (32, 32),
         num_bins: int = 8,
     ) -> None:
-        require_whole(self.kind, "num_draws", num_draws, 2, _MOST_DRAWS)
         require_whole(self.kind, "num_transforms", num_transforms, 1, _MOST_TRANSFORMS)
         require_whole(self.kind, "num_bins", num_bins, 2, _MOST_BINS)
         if not isinstance(hidden_features, list | tuple) or not hidden_features:
             raise ConfigError(f"{self.kind}: hidden_features must be a list of widths; got {hidden_features!r}")
         for width in hidden_features:
             require_whole(self.kind, "hidden_features", width, 1, _MOST_WIDTH)
-        super().__init__(event_shape, step)
+        super().__init__(event_shape, step, num_draws)
         self.condition = Standardize(event_shape)
         num_features = self.event_shape.numel()
         spline = Spline(num_bins, tail_bound=1.0)  # on [-1, 1], to which the unit cube is stretched
@@ -90,20 +88,11 @@ class VariationalDequantize(Dequantize):
                 for i in range(num_transforms)
             ]
         )
-        self.register_buffer("points", latin_hypercube(num_draws, self.event_shape), persistent=False)
-
-    @property
-    def num_draws(self) -> int:
-        """Points of a cell that stand for a row in eval mode."""
-        return len(self.points)
-
-    def _points(self, num_draws: int) -> Tensor:
-        return self.points if num_draws == len(self.points) else super()._points(num_draws)
 
     def _filled(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         condition, _ = self.condition(x)
         batch = self.batch_shape(x)
-        v, log_det = self.noise.inverse((2 * noise - 1).reshape(*batch, -1), condition.reshape(*batch, -1))
+        v, log_det = self.noise.inverse((2 * noise - 1).flatten(len(batch)), condition.flatten(len(batch)))
         return x + (0.5 * v + 0.5).reshape(x.shape) * self.step, log_det
 
     def _fit(self, x: Tensor) -> None:

@@ -33,7 +33,7 @@ class OnCircles(Base):
     def __init__(self, event_shape: Sequence[int], places: Sequence[int], others: Base | None) -> None:
         super().__init__(event_shape)
         rest = [place for place in range(self.event_shape.numel()) if place not in places]
-        self.num_angles = len(places)
+        self.angles = tuple(places)
         self.register_buffer("other_places", torch.tensor(rest, dtype=torch.long), persistent=False)
         self.register_buffer("order", torch.tensor([*places, *rest]).argsort(), persistent=False)
         self.others = others
@@ -44,11 +44,11 @@ class OnCircles(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         flat = z.flatten(1)
-        log_prob = flat.new_full((len(flat),), -self.num_angles * math.log(2 * math.pi))
+        log_prob = flat.new_full((len(flat),), -len(self.angles) * math.log(2 * math.pi))
         return log_prob if self.others is None else log_prob + self.others.log_prob(flat[:, self.other_places])
 
     def sample(self, n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-        turns = torch.rand(n, self.num_angles, generator=generator, dtype=dtype, device=device)
+        turns = torch.rand(n, len(self.angles), generator=generator, dtype=dtype, device=device)
         z = (2 * turns - 1) * math.pi
         if self.others is not None:
             z = torch.cat((z, self.others.sample(n, generator, dtype, device)), -1)

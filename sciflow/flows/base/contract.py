@@ -21,7 +21,12 @@ class Base(nn.Module, ABC):
 
     Args:
         event_shape: Shape of one event.
+
+    Attributes:
+        angles: Places in the flattened event of what lives on a circle, in [-pi, pi].
     """
+
+    angles: Sequence[int] = ()
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()

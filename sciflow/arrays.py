@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sciflow.errors import DataError, nearest
+from sciflow.errors import DataError, first_line, nearest
 
-__all__ = ["numbers"]
+__all__ = ["column_names", "numbers", "require_values"]
 
 
 def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = None) -> np.ndarray:
@@ -30,10 +30,10 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
         [1.0, 2.0, nan]
     """
     if isinstance(values, torch.Tensor):
-        if values.is_meta or values.layout != torch.strided:
-            raise DataError(f"{what}: a tensor without values, or a sparse one: give a dense tensor")
-        values = values.detach().cpu().resolve_conj()
-        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+        require_values(values, what)
+        values = values.detach().cpu().resolve_neg()
+        # NumPy has no other halves and quarters.
+        values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
     if hasattr(values, "data_vars"):
         values = _table_of(values, what)
     if columns is not None and hasattr(values, "columns"):
@@ -44,11 +44,50 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
         array = np.asarray(values)
         if array.dtype.kind == "O" and all(_is_number(value) for value in array.flat):
             array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what} are made of numbers, in an array: {error}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise DataError(f"{what} are made of numbers, in an array: {first_line(error)}") from None
     if array.dtype.kind not in "fiub":
         raise DataError(f"{what} are made of real numbers; got an array of {array.dtype}")
     return array
+
+
+def require_values(tensor: torch.Tensor, what: str) -> None:
+    """Refuse a tensor that is no plain array of real numbers.
+
+    Raises:
+        DataError: It is sparse, nested, quantised or complex, or has no values.
+
+    Example:
+        >>> require_values(torch.eye(3).to_sparse(), "events")
+        Traceback (most recent call last):
+        sciflow.errors.DataError: events: a sparse, nested or quantised tensor, or one without values: give a dense one
+    """
+    if tensor.is_complex():
+        raise DataError(f"{what} are made of real numbers; got a tensor of {tensor.dtype}")
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        raise DataError(f"{what}: a sparse, nested or quantised tensor, or one without values: give a dense one")
+
+
+def column_names(values: Any, what: str) -> list[str] | None:
+    """Return the names of a table's columns; None of what is no table.
+
+    Raises:
+        DataError: Two columns have one name.
+
+    Example:
+        >>> import pandas as pd
+        >>> column_names(pd.DataFrame({"a": [1], "b": [2]}), "context")
+        ['a', 'b']
+    """
+    if hasattr(values, "data_vars"):
+        values = _table_of(values, what)
+    if not hasattr(values, "columns"):
+        return None
+    names = [str(name) for name in values.columns]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{what}: {names.count(twice[0])} columns are called '{twice[0]}': rename them")
+    return names
 
 
 def _is_number(value: object) -> bool:
@@ -65,8 +104,8 @@ def _table_of(dataset: Any, what: str) -> Any:
 
 
 def _in_order(table: Any, columns: Sequence[str], what: str) -> Any:
-    have = [str(name) for name in table.columns]
+    have = {str(name): name for name in table.columns}
     for name in columns:
         if name not in have:
             raise DataError(f"{what}: no column '{name}'; {nearest(name, have)}")
-    return table[list(columns)]
+    return table[[have[name] for name in columns]]

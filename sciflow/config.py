@@ -57,7 +57,7 @@ class Training(Section):
     batch_size: int | None = Field(default=None, ge=1, description="Events in a global batch, over all workers.")
     max_steps: int | None = Field(default=None, ge=1, description="Steps of the optimiser, at most.")
     max_epochs: int | None = Field(default=None, ge=1, description="Passes over the training events, at most.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak of the learning rate.")
+    learning_rate: float | None = Field(default=None, gt=0, description="Peak of the learning rate.")
     warmup: float = Field(default=0.02, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay (AdamW).")
     ema_decay: float = Field(
@@ -101,8 +101,8 @@ class Workflow(Section):
     """A workflow file.
 
     Example:
-        >>> Workflow(name="demo", data={"store": "rows.zarr"}).training.learning_rate
-        0.001
+        >>> Workflow(name="demo", data={"store": "rows.zarr"}).training.weight_decay
+        0.0001
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run; its folder is runs/NAME.")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sciflow.arrays import numbers
+from sciflow.arrays import numbers, require_values
 from sciflow.degenerate import blur
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.likelihood import Likelihood, Status, concatenated, importance_weighted
@@ -25,6 +25,8 @@ __all__ = ["MOST_SEED", "Density", "Likelihood", "Status", "checked_shape"]
 MOST_SEED = 2**63 - 1  # What torch's generators take.
 _ROWS_AT_A_TIME = 1 << 16  # where each row comes as several draws
 _DRAWS, _MOST_DRAWS = 16, 1 << 16
+_MOST_VALUES = 1 << 38  # a terabyte in float32
+_MOST_ELEMENTS = 1 << 30  # of one event
 
 
 class Density(nn.Module, ABC):
@@ -50,6 +52,7 @@ class Density(nn.Module, ABC):
     family: ClassVar[str]
     blur: Tensor | None
     layout: dict[str, Any] | None
+    context_columns: Sequence[str] | None
     provenance: dict[str, Any]
 
     def __init__(
@@ -73,6 +76,7 @@ class Density(nn.Module, ABC):
         }
         self.register_buffer("blur", None, persistent=False)
         self.layout = None
+        self.context_columns = None
         self.provenance = {}
 
     # What users call. ------------------------------------------------------------------------------------------
@@ -82,7 +86,8 @@ class Density(nn.Module, ABC):
 
         Args:
             x: ``[*batch, *event_shape]``, data units; a tensor, an array, or a table with the trained columns.
-            context: ``[*context_batch, *context_shape]``, broadcast over the batch; one for all, or one a row.
+            context: ``[*context_batch, *context_shape]``, broadcast over the batch; one for all, or one a row; a
+                table goes by name where a table was trained on.
 
         Returns:
             ``[*batch]``, with a gradient where ``x`` or ``context`` is a tensor.
@@ -139,11 +144,11 @@ class Density(nn.Module, ABC):
         """
         shape = _draws(n)
         c = self._context(context)
-        batch: tuple[int, ...] = shape
+        batch = shape if c is None else (*shape, *c.shape[: c.ndim - len(self.context_shape or ())])
+        if math.prod(batch) * self.event_shape.numel() > _MOST_VALUES:
+            raise ShapeError(f"cannot draw {n!r:.80} events at once: no memory holds so many; draw them part by part")
         if c is not None:
             assert self.context_shape is not None
-            lead = c.shape[: c.ndim - len(self.context_shape)]
-            batch = (*shape, *lead)
             c = c.expand(*batch, *self.context_shape).reshape(-1, *self.context_shape)
         generator = self._generator(seed)
         with torch.no_grad():
@@ -260,11 +265,13 @@ class Density(nn.Module, ABC):
         # A row outside the support is known for certain to have log p = -inf; any other has it by underflow.
         underflow = torch.isneginf(log_prob) & ~outside
         failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~finite
-        found = torch.where(failed, Status.NON_FINITE, torch.where(underflow, Status.UNDERFLOW, Status.OK))
+        # As plain numbers, which a compiler knows, too.
+        ok, worst, small = int(Status.OK), int(Status.NON_FINITE), int(Status.UNDERFLOW)
+        found = torch.where(failed, worst, torch.where(underflow, small, ok))
         return replace(
             record,
             error=torch.where(failed | underflow, torch.nan, record.error),
-            status=torch.where(record.status == Status.OK, found, record.status).to(record.status.dtype),
+            status=torch.where(record.status == ok, found, record.status).to(record.status.dtype),
         )
 
     def _normalise(
@@ -333,9 +340,11 @@ class Density(nn.Module, ABC):
 
     def _tensor(self, values: Any, what: str) -> Tensor:
         """A tensor of the model's dtype, on its device; arrays, labelled ones too, are taken by value."""
-        if not isinstance(values, Tensor) or values.is_complex():
+        if isinstance(values, Tensor):
+            require_values(values, what)
+        else:
+            columns = self._columns() if what == "events" else self._context_columns()
             # A copy: the caller's array may be read-only.
-            columns = self._columns() if what == "events" else None
             values = torch.from_numpy(np.array(numbers(values, what, columns), np.float64))
         return values.to(device=self.device, dtype=self.dtype)
 
@@ -345,6 +354,13 @@ class Density(nn.Module, ABC):
             return None
         columns: Sequence[str] = self.layout["variables"]
         return columns
+
+    def _context_columns(self) -> Sequence[str] | None:
+        """The same of the context: of a table of its own, or of variables of a store that are a column each."""
+        if self.context_columns is not None or self.layout is None:
+            return self.context_columns
+        names: Sequence[str] = self.layout.get("context", ())
+        return names if names and len(names) == self.layout["context_size"] else None
 
     def _gradient(self, *given: Any) -> AbstractContextManager[Any]:
         """Keep track of gradients for those who work with tensors; others want numbers."""
@@ -367,17 +383,19 @@ def checked_shape(shape: Sequence[int], name: str) -> torch.Size:
     if isinstance(shape, int):
         raise ShapeError(f"{name} must be a sequence, such as ({shape},); got {shape}")
     try:
-        size = torch.Size(operator.index(n) for n in shape)
+        sizes = tuple(operator.index(n) for n in shape)
     except TypeError:
         raise ShapeError(f"{name} must be a sequence of whole numbers, such as (3,); got {shape!r}") from None
-    if len(size) == 0 or min(size) < 1:
-        raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {tuple(size)}")
-    return size
+    if len(sizes) == 0 or min(sizes) < 1:
+        raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {sizes}")
+    if math.prod(sizes) > _MOST_ELEMENTS:
+        raise ShapeError(f"{name} must hold at most {_MOST_ELEMENTS:,} elements; got {sizes!r:.80}")
+    return torch.Size(sizes)
 
 
 def _checked_draws(num_draws: Any) -> int:
-    if not isinstance(num_draws, int) or isinstance(num_draws, bool) or not 2 <= num_draws <= _MOST_DRAWS:
-        raise ConfigError(f"num_draws must be 2 to {_MOST_DRAWS:,}; got {num_draws!r}")
+    if not isinstance(num_draws, int) or isinstance(num_draws, bool) or not 4 <= num_draws <= _MOST_DRAWS:
+        raise ConfigError(f"num_draws must be 4 to {_MOST_DRAWS:,}; got {num_draws!r}")
     return num_draws
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_origin, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -48,6 +49,8 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
         Traceback (most recent call last):
         sciflow.errors.ConfigError: model.num_bin: unknown key; did you mean num_bins?
     """
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"model: a mapping expected, such as {{name: nsf}}; got {model!r:.80}")
     arguments = dict(model)
     name = arguments.pop("name", None)
     # As the class is called, or with its words apart: RealNVP, real_nvp, real-nvp.
@@ -60,11 +63,8 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
     known = [key for key in parameters if key not in ("event_shape", "context_shape")]
     for key, value in arguments.items():
         if key not in known:
-            raise ConfigError(f"model.{key}: unknown key; {nearest(key, known)}")
-        try:
-            arguments[key] = TypeAdapter(hints[key], config=ConfigDict(strict=False)).validate_python(value)
-        except ValidationError as error:
-            raise ConfigError(f"model.{key}: got {value!r}, it must be {must_be(error.errors()[0])}") from None
+            raise ConfigError(f"model.{key}: unknown key; {nearest(str(key), known)}")
+        _require_kind(key, value, hints[key])
     return family(event_shape, context_shape, **arguments)
 
 
@@ -76,6 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Density:
         device: Where to put it.
 
     Raises:
+        ConfigError: There is no such device, or what is given is no path.
         ModelFileError: A file is missing, damaged, of an unknown kind, or would have to be unpickled.
 
     Example:
@@ -85,3 +86,18 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Density:
         torch.Size([2])
     """
     return model_file.load(path, FAMILIES, device)
+
+
+def _require_kind(key: str, value: Any, kind: Any) -> None:
+    """Refuse what is of another kind than an argument, such as true for a number.
+
+    Where there are several kinds to choose from, the constructor says best which they are.
+    """
+    if get_origin(kind) in (Union, UnionType):
+        return
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        expected = "a list of whole numbers" if problem["type"] == "sequence_str" else must_be(problem)
+        raise ConfigError(f"model.{key}: got {value!r}, it must be {expected}") from None

@@ -148,7 +148,7 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _chosen() -> str:
-    setting = os.environ.get(VARIABLE, "auto").lower()
+    setting = os.environ.get(VARIABLE, "").lower() or "auto"
     if setting == "auto":
         return _setting.get()
     if setting in ("always", "never"):

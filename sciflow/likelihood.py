@@ -87,8 +87,10 @@ def importance_weighted(each: Likelihood) -> Likelihood:
         each: ``log_prob`` holds :math:`\log w_k`, ``[num_draws, *batch]``.
 
     Returns:
-        A record ``[*batch]`` of kind "elbo"; its error is the standard error of the mean, with the errors of the
-        weights themselves.
+        A record ``[*batch]`` of kind "elbo". Its error puts together the standard error of the mean, widened as
+        Student's t is wider than a normal; the errors of the weights themselves; and how far the mean is from that of
+        a log-normal with the mean and variance of :math:`\log w_k`, give or take what the variance of so many draws
+        is off: so much may lie in weights so rare that none was drawn. Of fewer than 4 draws it is infinite.
 
     Example:
         >>> row = torch.zeros(4, 2)
@@ -96,15 +98,34 @@ def importance_weighted(each: Likelihood) -> Likelihood:
         Likelihood(elbo, 2 rows: log_prob -1.5 +- 0, error <= 0 nats, nfe 4..4, 2 ok)
     """
     num_draws = len(each.log_prob)
-    log_prob = torch.logsumexp(each.log_prob, 0) - math.log(num_draws)
-    # Of mean 1. Where no draw has a chance the mean is certain.
-    weights = torch.where(torch.isneginf(log_prob), 1.0, torch.exp(each.log_prob - log_prob))
-    of_draws = weights.var(0) / num_draws
-    of_weights = (weights * each.error).mean(0).square()  # as if it were the same mistake in all of them
     return Likelihood(
-        log_prob=log_prob,
-        error=(of_draws + of_weights).sqrt(),
+        log_prob=torch.logsumexp(each.log_prob, 0) - math.log(num_draws),
+        error=_error_of_mean(each.log_prob.detach(), each.error.detach()),
         nfe=each.nfe.sum(0, dtype=each.nfe.dtype),
         status=each.status.amax(0),
         kind="elbo",
     )
+
+
+def _error_of_mean(log_weights: Tensor, errors: Tensor) -> Tensor:
+    """The error of the logarithm of the mean weight, ``[*batch]``; of weights that are all zero it is certain."""
+    n = len(log_weights)
+    if n < 4:
+        return torch.full_like(log_weights[0], torch.inf)
+    largest = log_weights.amax(0)
+    none = torch.isneginf(largest)
+    relative = log_weights - torch.where(none, 0, largest)
+    weights = torch.exp(relative)
+    mean = weights.mean(0).masked_fill(none, 1)
+    weights = weights / mean
+    of_draws = (weights - weights.mean(0)).square().sum(0) / (n * (n - 3))
+    of_errors = (weights * errors).mean(0).square()  # as if it were the same mistake in all of them
+
+    possible = ~torch.isneginf(relative)
+    num_possible = possible.sum(0).clamp_min(1)
+    relative = relative.masked_fill(~possible, 0)
+    centre = relative.sum(0) / num_possible
+    variance = (relative - centre).square().masked_fill(~possible, 0).sum(0) / (num_possible - 1).clamp_min(1)
+    log_normal = centre + variance / 2 + torch.log(num_possible / n)
+    of_tail = (log_normal - mean.log()).masked_fill(none, 0).square() + variance.square() / (2 * (n - 3))
+    return (of_draws + of_errors + of_tail).sqrt()

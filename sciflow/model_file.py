@@ -17,9 +17,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch.distributions import Distribution
 
 from sciflow.density import Density
-from sciflow.errors import ModelFileError, SciflowError, first_line, nearest
+from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 
 __all__ = ["load", "save"]
 
@@ -27,6 +28,15 @@ _FORMAT = "sciflow-model"
 _VERSION = 1
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
+_ENTRIES: dict[str, tuple[type, ...]] = {
+    "family": (str,),
+    "arguments": (dict,),
+    "dtype": (str,),
+    "layout": (dict, type(None)),
+    "context_columns": (list, type(None)),
+    "provenance": (dict,),
+    "weights": (dict,),
+}
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save writes a zip
 
@@ -45,7 +55,9 @@ def save(density: Density, path: str | Path) -> Path:
         The folder.
 
     Raises:
-        ModelFileError: The disk is full, or the folder cannot be written; files of before are left as they were.
+        ConfigError: What is given is no path.
+        ModelFileError: The disk is full, the folder cannot be written, or no file can hold the density; files of before
+            are left as they were.
 
     Example:
         >>> import tempfile
@@ -54,7 +66,7 @@ def save(density: Density, path: str | Path) -> Path:
         >>> sorted(file.name for file in save(flow, Path(tempfile.mkdtemp()) / "model").iterdir())
         ['model.json', 'model.safetensors']
     """
-    folder = Path(path)
+    folder = _as_path(path)
     weights = safetensors.torch.save({name: t.detach().contiguous() for name, t in density.state_dict().items()})
     description = {
         "format": _FORMAT,
@@ -63,16 +75,19 @@ def save(density: Density, path: str | Path) -> Path:
         "arguments": density.arguments,
         "dtype": str(density.dtype).removeprefix("torch."),
         "layout": density.layout,
+        "context_columns": density.context_columns,
         "provenance": density.provenance,
         "weights": {"file": _WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
         "written_by": {"sciflow": _sciflow_version(), "torch": torch.__version__},
     }
     try:
-        text = json.dumps({**description, "sha256": _seal(description)}, indent=2, allow_nan=False) + "\n"
+        sealed = {**description, "sha256": _seal(description)}
+        text = json.dumps(sealed, indent=2, allow_nan=False, default=_refuse) + "\n"
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{folder / _DESCRIPTION} cannot be written: not plain JSON values: {error}") from None
-    made = not folder.exists()
+    made = False
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         with (
             _written_beside(folder / _WEIGHTS, weights) as new_weights,
@@ -100,9 +115,10 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         device: Where to put it.
 
     Raises:
+        ConfigError: There is no such device, or what is given is no path.
         ModelFileError: A file is missing, damaged, of an unknown kind, or would have to be unpickled.
     """
-    folder = _model_folder(Path(path))
+    folder = _model_folder(_as_path(path))
     description = _description(folder)
     weights = _weights(folder, description["weights"])
     name = description["family"]
@@ -112,12 +128,30 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         density = families[name](**description["arguments"])
         density.to(getattr(torch, description["dtype"]))
         density.load_state_dict(safetensors.torch.load(weights))
-    except (SciflowError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (
+        SciflowError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        safetensors.SafetensorError,
+    ) as error:
         problem = f"{folder}: {_DESCRIPTION} and {_WEIGHTS} do not make a {name}"
         raise ModelFileError(f"{problem}: {first_line(error)}") from None
     density.layout = description["layout"]
+    density.context_columns = description["context_columns"]
     density.provenance = description["provenance"]
-    return density.to(device).eval()
+    try:
+        return density.to(torch.device(device)).eval()
+    except (AssertionError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"device {device!r}: {first_line(error)}; give one that is here, such as 'cpu'") from None
+
+
+def _as_path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise ConfigError(f"{path!r:.80} is no path: give that of a folder")
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -137,8 +171,12 @@ def _written_beside(target: Path, content: bytes) -> Iterator[Path]:
 def _model_folder(path: Path) -> Path:
     if path.suffix in _PICKLE_SUFFIXES and not path.is_dir():
         raise ModelFileError(_no_pickles(path))
-    if not path.exists():
-        raise ModelFileError(f"no model at {path}: there is no such folder")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise ModelFileError(f"no model at {path}: there is no such folder") from None
+    except OSError as error:
+        raise ModelFileError(f"{path!s:.200} cannot be read: {error.strerror}") from None
     if not path.is_dir():
         raise ModelFileError(f"{path} is a file: give the folder that holds {_WEIGHTS} and {_DESCRIPTION}")
     for folder in (path, path / "model"):
@@ -151,6 +189,8 @@ def _description(folder: Path) -> dict[str, Any]:
     file = folder / _DESCRIPTION
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
+        seal = description.pop("sha256", None) if isinstance(description, dict) else None
+        found = _seal(description)
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -158,19 +198,32 @@ def _description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError(f'{file} does not describe a sciflow model: "format" is not "{_FORMAT}"')
     version = description.get("version")
-    if not isinstance(version, int) or version > _VERSION:
-        raise ModelFileError(
-            f"{file} has format version {version}, written by a newer sciflow; this one reads up to {_VERSION}: upgrade"
-        )
-    seal = description.pop("sha256", None)
-    if seal != _seal(description):
+    if type(version) is not int or not 1 <= version <= _VERSION:
+        newer = type(version) is int and version > _VERSION
+        why = f"written by a newer sciflow; this one reads up to {_VERSION}: upgrade" if newer else "which there is not"
+        raise ModelFileError(f"{file} has format version {version!r}, {why}")
+    if seal != found:
         raise ModelFileError(f"{file} is damaged, or was edited: it is not what was written; copy it again")
+    description.setdefault("context_columns", None)  # which earlier versions did not write
+    for name, kinds in _ENTRIES.items():
+        if name not in description or not isinstance(description[name], kinds):
+            raise ModelFileError(f"{file} is damaged: {name!r} is missing, or not what it must be; save the model anew")
     return description
 
 
 def _seal(description: dict[str, Any]) -> str:
     """Hash of a description: one that was altered would make another density of the same numbers."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    text = json.dumps(description, sort_keys=True, allow_nan=False, default=_refuse)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse(value: Any) -> Any:
+    """Say what of a description is no JSON, and what to do."""
+    cure = (
+        ", a base whose parameters do not tell all of it: build it of the classes of torch.distributions, by numbers "
+        "and tensors; or keep density.state_dict() beside the code that builds the flow"
+    )
+    raise TypeError(f"Object of type {type(value).__name__}{cure if isinstance(value, Distribution) else ''}")
 
 
 def _weights(folder: Path, expected: Mapping[str, Any]) -> bytes:
@@ -182,11 +235,12 @@ def _weights(folder: Path, expected: Mapping[str, Any]) -> bytes:
     # A safetensors header is JSON behind 8 bytes of length, which by chance may begin like a pickle.
     if weights.startswith(_PICKLE_STARTS) and weights[8:9] != b"{":
         raise ModelFileError(_no_pickles(file))
-    if len(weights) != expected["bytes"]:
+    size = expected.get("bytes")
+    if len(weights) != size:
         raise ModelFileError(
-            f"{file} is damaged: it has {len(weights)} bytes, {_DESCRIPTION} says {expected['bytes']}; copy it again"
+            f"{file} is damaged: it has {len(weights)} bytes, {_DESCRIPTION} says {size}; copy it again"
         )
-    if hashlib.sha256(weights).hexdigest() != expected["sha256"]:
+    if hashlib.sha256(weights).hexdigest() != expected.get("sha256"):
         raise ModelFileError(f"{file} is damaged: its SHA-256 differs from {_DESCRIPTION}'s; copy it again")
     return weights
 

@@ -146,3 +146,11 @@ def test_an_unknown_way_is_named() -> None:
         pass
     with pytest.raises(ConfigError, match="tolerance of inversion"), inverse_by("parallel", tolerance=-1.0):
         pass
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+def test_no_rows_go_either_way(method: str) -> None:
+    bijection = Autoregressive(5, Spline(), (16,))
+    with torch.no_grad(), inverse_by(method):
+        x, log_det = bijection.inverse(torch.zeros(0, 5))
+    assert (x.shape, log_det.shape) == ((0, 5), (0,))

@@ -86,6 +86,25 @@ class TestContext:
             torch.testing.assert_close(together[:, i], density.log_prob(x[:, i], contexts[i]), rtol=0, atol=1e-4)
         assert not torch.allclose(density.log_prob(x[0], contexts[0]), density.log_prob(x[0], contexts[1]))
 
+    def test_columns_go_by_name_where_they_are_known(self) -> None:
+        flow, x = make(context_shape=(2,)), torch.randn(5, 3)
+        table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), columns=["c", "d"])
+        plain = flow.log_prob(x, table.to_numpy())
+        flow.context_columns = ["c", "d"]
+        assert torch.equal(flow.log_prob(x, table[["d", "c"]]), plain)
+        assert torch.equal(flow.sample(2, table[["d", "c"]], seed=0), flow.sample(2, table.to_numpy(), seed=0))
+        with pytest.raises(DataError, match="context: no column 'd'"):
+            flow.log_prob(x, table[["c"]])
+
+    def test_those_of_a_store_are_known_where_each_is_one_number(self) -> None:
+        flow, x = make(context_shape=(2,)), torch.randn(5, 3)
+        table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), columns=["c", "d"])
+        plain = flow.log_prob(x, table.to_numpy())
+        flow.layout = {"context": ["c", "d"], "context_size": 2}
+        assert torch.equal(flow.log_prob(x, table[["d", "c"]]), plain)
+        flow.layout = {"context": ["of two"], "context_size": 2}
+        assert torch.equal(flow.log_prob(x, table), plain)
+
     def test_draws_belong_to_their_context(self) -> None:
         density = make(context_shape=(2,))
         contexts = torch.tensor([[0.0, 0.0], [5.0, -5.0]])
@@ -141,14 +160,47 @@ class TestNumbers:
 
     @pytest.mark.parametrize(
         "values",
-        [np.ones(3) + 1j, np.ones(3, "M8[s]"), np.array(["1", "2", "3"]), [1.0, None, "x"], [[1.0], [1.0, 2.0]]],
-        ids=["complex", "dates", "strings", "objects", "ragged"],
+        [
+            np.ones(3) + 1j,
+            torch.ones(3) + 1j,
+            np.ones(3, "M8[s]"),
+            np.array(["1", "2", "3"]),
+            [1.0, None, "x"],
+            [[1.0], [1.0, 2.0]],
+            [10**400, 1, 1],
+        ],
+        ids=["complex", "complex tensor", "dates", "strings", "objects", "ragged", "beyond floats"],
     )
     def test_what_is_no_number_is_refused(self, values) -> None:
         with pytest.raises(DataError, match="events are made of"):
             make().log_prob(values)
         with pytest.raises(DataError, match=r"context are made of|context.*numbers"):
             make(context_shape=(3,)).log_prob(torch.zeros(3), values)
+
+    @pytest.mark.filterwarnings("ignore")  # torch's own, of kinds of tensors that are young or old
+    @pytest.mark.parametrize("kind", ["sparse", "csr", "meta", "nested", "quantised"])
+    def test_a_tensor_that_is_no_plain_array_is_refused(self, kind: str) -> None:
+        values = {
+            "sparse": lambda: torch.eye(3).to_sparse(),
+            "csr": lambda: torch.eye(3).to_sparse_csr(),
+            "meta": lambda: torch.zeros(3, device="meta"),
+            "nested": lambda: torch.nested.nested_tensor([torch.zeros(3)]),
+            "quantised": lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+        }[kind]()
+        for of in (make().log_prob, make().encode, make().decode):
+            with pytest.raises(DataError, match=r"events: a sparse, nested or quantised tensor, .*: give a dense one"):
+                of(values)
+        with pytest.raises(DataError, match="context: a sparse, nested"):
+            make(context_shape=(3,)).sample(2, values)
+
+    def test_tensors_in_a_list_have_no_gradient_to_give(self) -> None:
+        with pytest.raises(DataError, match="events are made of numbers"):
+            make().loss([torch.zeros(3, requires_grad=True)])
+
+    @pytest.mark.parametrize("n", [10**15, 2**70, (2**40, 2**40)])
+    def test_draws_that_no_memory_holds_are_refused(self, n) -> None:
+        with pytest.raises(ShapeError, match=r"cannot draw .* events at once"):
+            make().sample(n)
 
     def test_columns_go_by_name_where_they_are_known(self) -> None:
         flow = make()

@@ -12,8 +12,8 @@ import torch
 import sciflow as sf
 from sciflow.bijections import Composite, Dequantize, Standardize, VariationalDequantize
 from sciflow.bijections.preprocess.dequantize import latin_hypercube
-from sciflow.density import Status
 from sciflow.errors import ConfigError
+from sciflow.likelihood import Likelihood, Status, importance_weighted
 
 UNIFORM, VARIATIONAL = ["dequantize", "standardize"], ["variational_dequantize", "standardize"]
 NOISES = pytest.mark.parametrize("preprocess", [UNIFORM, VARIATIONAL], ids=["uniform", "variational"])
@@ -190,9 +190,9 @@ class TestWhatIsSaidOfARow:
         assert flow.likelihood(counts(70, 1), method="elbo", num_draws=4096).log_prob.shape == (70,)
         assert max(sizes) <= 1 << 16
 
-    @pytest.mark.parametrize("num_draws", [1, 0, -2, 2.5, "8", True, 1 << 30])
+    @pytest.mark.parametrize("num_draws", [1, 3, 0, -2, 2.5, "8", True, 1 << 30])
     def test_a_number_of_draws_that_is_none(self, num_draws) -> None:
-        with pytest.raises(ConfigError, match="num_draws must be 2 to 65,536; got"):
+        with pytest.raises(ConfigError, match="num_draws must be 4 to 65,536; got"):
             make().likelihood(counts(2, 2), method="elbo", num_draws=num_draws)
 
     def test_another_method_is_refused(self) -> None:
@@ -202,6 +202,61 @@ class TestWhatIsSaidOfARow:
             make().likelihood(counts(2, 2), method="elbo", tolerance=1)
         with pytest.raises(ConfigError, match="'exact' alone; got 'elbo'"):
             make(preprocess="standardize").likelihood(counts(2, 2), method="elbo")
+
+
+class TestTheErrorOfAMeanWeight:
+    """Weights whose mean is known: their logarithms have a known distribution."""
+
+    @staticmethod
+    def record(log_weights: torch.Tensor) -> Likelihood:
+        each = torch.zeros_like(log_weights)
+        return importance_weighted(Likelihood(log_weights, each, each.int() + 1, each.int(), "exact"))
+
+    @pytest.mark.parametrize("num_draws", [4, 16, 256])
+    @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 2.0, 5.0, 20.0])
+    def test_two_of_it_hold_the_truth(self, num_draws: int, spread: float) -> None:
+        log_weights = -500 + spread * torch.randn(num_draws, 4000, dtype=torch.float64)
+        record = self.record(log_weights)
+        held = (record.log_prob - (spread**2 / 2 - 500)).abs() <= 2 * record.error
+        assert held.double().mean() >= (0.88 if num_draws >= 16 else 0.8)
+
+    @pytest.mark.parametrize("spread", [0.1, 0.3])
+    def test_is_the_standard_error_where_weights_are_alike(self, spread: float) -> None:
+        record = self.record(spread * torch.randn(64, 4000, dtype=torch.float64))
+        off = (record.log_prob - spread**2 / 2).std()
+        assert record.error.mean().item() == pytest.approx(off.item(), rel=0.1)
+
+    def test_of_equal_weights_is_nothing_whatever_they_are(self) -> None:
+        record = self.record(torch.tensor([-1.5, -1e4, 300.0, -torch.inf]).repeat(7, 1))
+        assert record.error.tolist() == [0.0] * 4
+
+    def test_counts_the_draws_that_have_no_chance(self) -> None:
+        log_weights = torch.zeros(64, 4000).masked_fill(torch.rand(64, 4000) < 0.4, -torch.inf)
+        record = self.record(log_weights)
+        held = (record.log_prob - math.log(0.6)).abs() <= 2 * record.error
+        assert held.float().mean() > 0.93
+        assert record.error.max() < 0.2
+
+    def test_leaves_gradients_of_the_mean_alone(self) -> None:
+        log_weights = torch.randn(8, 5)
+        log_weights[3, 1] = -torch.inf
+        log_weights.requires_grad_()
+        record = self.record(log_weights)
+        (gradient,) = torch.autograd.grad(record.log_prob.sum(), log_weights)
+        torch.testing.assert_close(gradient, torch.softmax(log_weights, 0))
+        assert not record.error.requires_grad
+
+    def test_of_few_draws_is_unknown(self) -> None:
+        assert self.record(torch.randn(3, 2)).error.tolist() == [math.inf] * 2
+
+
+def test_rows_far_from_training_have_an_error_that_says_so() -> None:
+    flow = make((10,), UNIFORM, randomised=False)
+    x = counts(50, 10, seed=1) + 8 * torch.tensor([1.0, -1.0]).repeat(5)
+    truth = flow.likelihood(x, method="elbo", num_draws=8192).log_prob
+    record = flow.likelihood(x)
+    assert (record.log_prob - truth).abs().max() > 1
+    assert ((record.log_prob - truth).abs() <= 2 * record.error).float().mean() >= 0.95
 
 
 class TestTheNoise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -248,9 +249,21 @@ class TestTorchDistribution:
         for base in (Skewed(0.0, 1.0), logistic):
             flow = sf.flows.NSF((2,), num_transforms=1, base=base, seed=0).eval()
             assert flow.log_prob(torch.zeros(3, 2)).isfinite().all()
-            with pytest.raises(ModelFileError, match="cannot be written: not plain JSON values: Object of type"):
+            message = (
+                "not plain JSON values: Object of type .*, a base .*: build it of the classes of torch.distributions"
+            )
+            with pytest.raises(ModelFileError, match=message):
                 flow.save(tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_seed_decides_in_every_thread(self) -> None:
+        base = TorchDistribution(td.Laplace(0.0, 1.0), (2,))
+        with ThreadPoolExecutor(4) as pool:
+            draws = [
+                pool.submit(base.sample, 20_000, torch.Generator().manual_seed(5), torch.float32, CPU)
+                for _ in range(40)
+            ]
+        assert all(torch.equal(draw.result(), draws[0].result()) for draw in draws)
 
     @pytest.mark.gpu
     def test_goes_with_the_model_to_the_gpu(self) -> None:

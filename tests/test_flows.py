@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sciflow.errors import ConfigError
+from sciflow.bijections import inverse_by
+from sciflow.errors import ConfigError, ShapeError
 from sciflow.families import build, load
 from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, ResidualFlow, TransformerFlow
 
@@ -253,6 +255,17 @@ def test_learns_what_a_gaussian_cannot() -> None:
         ({"tail_bound": -1.0}, "tail_bound must be a positive number; got -1.0"),
         ({"tail_bound": float("nan")}, "tail_bound must be a positive number; got nan"),
         ({"tail_bound": "a"}, "tail_bound must be a positive number; got 'a'"),
+        ({"tail_bound": 1e39}, r"tail_bound must be 1e-15 to 1e\+15; got 1e\+39"),
+        ({"tail_bound": 10**400}, r"tail_bound must be 1e-15 to 1e\+15; got 1000"),
+        ({"periodic": {0: 10**400}}, r"periodic must be periods of 1e-15 to 1e\+15; got {0: 1000"),
+        ({"periodic": {0: 1e-60}}, "periodic must be periods of .*; got {0: 1e-60}"),
+        ({"periodic": np.array([[0]])}, "periodic must be places from 0 to 1, each once"),
+        ({"periodic": torch.tensor(0)}, "periodic must be places from 0 to 1, each once"),
+        ({"hidden_features": torch.tensor(True)}, "hidden_features must be whole widths"),
+        ({"preprocess": object()}, "preprocess: got <object .*, which no model file can hold"),
+        ({"preprocess": {"logit": {"low": float("nan")}}}, "preprocess: got nan, which no model file can hold"),
+        ({"periodic": [0, 1], "base": "rubbish"}, "base: unknown 'rubbish'"),
+        ({"periodic": [0, 1], "preprocess": "rubbish"}, "preprocess: unknown 'rubbish'"),
         ({"event_shape": (2.5,)}, r"event_shape must be whole numbers; got \(2.5,\)"),
         ({"event_shape": None}, r"event_shape must be whole numbers; got None"),
         ({"context_shape": (True,)}, r"context_shape must be whole numbers; got \(True,\)"),
@@ -272,6 +285,73 @@ def test_numbers_of_numpy_are_numbers() -> None:
     plain = NSF(event_shape=(2,), num_transforms=1, hidden_features=[8, 8], tail_bound=2.5, seed=3)
     assert json.loads(json.dumps(flow.arguments)) == plain.arguments
     assert all(torch.equal(a, b) for a, b in zip(flow.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**70,), (2**40, 2**40)])
+def test_a_shape_that_no_memory_holds_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="event_shape must hold at most 1,073,741,824 elements; got"):
+        NSF(shape)
+
+
+@pytest.mark.parametrize(
+    "places", [np.array([1, 0]), torch.tensor([1, 0]), iter([1, 0])], ids=["numpy", "torch", "iter"]
+)
+def test_places_may_come_in_an_array(places: Any) -> None:
+    assert NSF((3,), num_transforms=1, periodic=places).latent_angles == (1, 0)
+
+
+def test_the_chain_from_data_units_is_a_copy_in_plain_numbers(tmp_path) -> None:
+    chain: list[Any] = [{"logit": {"low": np.float32(0), "high": np.int64(1)}}]
+    flow = NSF((2,), preprocess=chain, **SMALL)
+    chain.append("standardize")
+    assert load(flow.save(tmp_path)).arguments["preprocess"] == [{"logit": {"low": 0.0, "high": 1}}]
+
+
+def test_a_seed_decides_the_weights_in_every_thread() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(
+            lambda _: torch.nn.utils.parameters_to_vector(NSF((3,), **SMALL).parameters()), range(32)
+        )
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"num_transforms": True}, "model.num_transforms: got True, it must be a valid integer"),
+        ({"tail_bound": True}, "model.tail_bound: got True, it must be a valid number"),
+        ({"hidden_features": [True, 8]}, r"model.hidden_features: got \[True, 8\], it must be a valid integer"),
+        ({"hidden_features": "128"}, "model.hidden_features: got '128', it must be a list of whole numbers"),
+        ({"seed": True}, "seed must be 0 to .*; got True"),
+        ({"periodic": {0: None}}, "periodic must be places from 0 to 1, .*; got {0: None}"),
+        ({3: 4}, "model.3: unknown key; known: "),
+    ],
+)
+def test_a_workflows_argument_of_another_kind_is_named(model: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({"name": "nsf", **model}, (2,))
+
+
+@pytest.mark.parametrize("model", [None, "nsf", ["nsf"]])
+def test_a_workflows_model_is_a_mapping(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model: a mapping expected, such as \{name: nsf\}; got"):
+        build(model, (2,))
+
+
+@pytest.mark.parametrize("tolerance", ["a", None, True, float("nan"), 10**400])
+def test_the_tolerance_of_an_inversion_is_a_number(tolerance: Any) -> None:
+    with (
+        pytest.raises(ConfigError, match="tolerance of inversion: from 0 to below 1; got"),
+        inverse_by("parallel", tolerance),
+    ):
+        pass
+
+
+def test_the_status_of_rows_compiles_as_one_graph() -> None:
+    torch._dynamo.reset()
+    flow, x = NSF((2,), **SMALL).eval(), torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])
+    compiled = torch.compile(lambda x: flow.likelihood(x).status, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), flow.likelihood(x).status)
 
 
 def test_an_unknown_method_or_option_is_named() -> None:

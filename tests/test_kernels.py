@@ -152,6 +152,12 @@ class TestWhenItPays:
         with compiling("never" if expected else "always"):
             assert worthwhile(torch.zeros(100)) is expected
 
+    def test_an_empty_setting_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SCIFLOW_COMPILE", "")
+        assert not worthwhile(torch.zeros(100))
+        with compiling("always"):
+            assert worthwhile(torch.zeros(100))
+
     def test_an_unknown_setting_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SCIFLOW_COMPILE", "alway")
         with pytest.raises(ConfigError, match="SCIFLOW_COMPILE: got 'alway'; did you mean always"):

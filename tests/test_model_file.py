@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sciflow.errors import ModelFileError
+from sciflow.errors import ConfigError, ModelFileError
 from sciflow.families import load
 from sciflow.flows import NSF
 
@@ -28,6 +28,7 @@ def flow() -> NSF:
     flow.fit_preprocessing(torch.rand(20, 2, 2), torch.randn(20, 1))
     torch.nn.init.normal_(flow.transform.bijections[1].network.last.weight)
     flow.layout = {"variables": ["t2m"]}
+    flow.context_columns = ["hour"]
     flow.provenance = {"rows": 20}
     return flow.eval()
 
@@ -37,10 +38,11 @@ def folder(flow: NSF, tmp_path: Path) -> Path:
     return flow.save(tmp_path / "run" / "model")
 
 
-def edit(folder: Path, sealed: bool = True, **changes: object) -> None:
+def edit(folder: Path, sealed: bool = True, leave_out: str | None = None, **changes: object) -> None:
     """Alter the description, as another version of the program would, or (not sealed) as an accident would."""
     file = folder / "model.json"
     description = json.loads(file.read_text()) | changes
+    description.pop(leave_out, None)
     if sealed:
         del description["sha256"]
         written = json.dumps(description, sort_keys=True).encode()
@@ -58,6 +60,7 @@ class TestRoundTrip:
         assert torch.equal(back.sample(3, context, seed=1), flow.sample(3, context, seed=1))
         assert (back.dtype, back.arguments, back.training) == (dtype, flow.arguments, False)
         assert (back.layout, back.provenance) == (flow.layout, flow.provenance)
+        assert back.context_columns == flow.context_columns
         assert back.preprocess.is_fitted
 
     def test_a_run_folder_will_do(self, folder: Path) -> None:
@@ -123,6 +126,13 @@ class TestDamage:
         ("changes", "message"),
         [
             ({"version": 2}, "format version 2, written by a newer sciflow.*upgrade"),
+            ({"version": 0}, "format version 0, which there is not"),
+            ({"version": True}, "format version True, which there is not"),
+            ({"family": ["nsf"]}, "'family' is missing, or not what it must be"),
+            ({"weights": None}, "'weights' is missing, or not what it must be"),
+            ({"weights": {}}, "bytes, model.json says None"),
+            ({"layout": []}, "'layout' is missing, or not what it must be"),
+            ({"arguments": {"event_shape": [2**70]}}, "do not make a nsf"),
             ({"family": "nfs"}, "unknown family 'nfs'; did you mean nsf"),
             ({"arguments": {"event_shape": [2, 2], "bins": 3}}, "do not make a nsf"),
             ({"arguments": {"event_shape": [3]}}, "do not make a nsf"),
@@ -132,6 +142,23 @@ class TestDamage:
     def test_a_description_that_does_not_fit(self, folder: Path, changes: dict, message: str) -> None:
         edit(folder, **changes)
         with pytest.raises(ModelFileError, match=message):
+            load(folder)
+
+    @pytest.mark.parametrize("name", ["version", "family", "arguments", "dtype", "layout", "provenance", "weights"])
+    def test_a_description_that_leaves_something_out(self, folder: Path, name: str) -> None:
+        edit(folder, leave_out=name)
+        with pytest.raises(ModelFileError, match=r"model\.json"):
+            load(folder)
+
+    def test_descriptions_of_before_there_were_names_of_the_context(self, folder: Path) -> None:
+        edit(folder, leave_out="context_columns")
+        assert load(folder).context_columns is None
+
+    @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+    def test_numbers_that_are_none(self, folder: Path, number: str) -> None:
+        file = folder / "model.json"
+        file.write_text(file.read_text().replace('"tail_bound": 3.0', f'"tail_bound": {number}'))
+        with pytest.raises(ModelFileError, match=r"model\.json is damaged"):
             load(folder)
 
     @pytest.mark.parametrize(
@@ -147,6 +174,25 @@ class TestDamage:
         edit(folder, sealed=False, **changes)
         with pytest.raises(ModelFileError, match="damaged, or was edited"):
             load(folder)
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("path", [None, 3, ["model"], b"model", "mo\0del"])
+    def test_what_is_no_path_is_refused(self, flow: NSF, path) -> None:
+        for of in (load, flow.save):
+            with pytest.raises(ConfigError, match="is no path: give that of a folder"):
+                of(path)
+
+    def test_a_path_that_no_disk_holds(self, flow: NSF) -> None:
+        with pytest.raises(ModelFileError, match="cannot be read: File name too long"):
+            load("a" * 5000)
+        with pytest.raises(ModelFileError, match=r"cannot be saved in .*File name too long"):
+            flow.save("a" * 5000)
+
+    @pytest.mark.parametrize("device", ["foo", "cuda:99", None, []])
+    def test_a_device_that_is_not_here(self, folder: Path, device) -> None:
+        with pytest.raises(ConfigError, match=r"device .*; give one that is here, such as 'cpu'"):
+            load(folder, device=device)
 
 
 class TestPickles:

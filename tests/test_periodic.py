@@ -98,6 +98,13 @@ def test_negative_angles_come_back_as_such() -> None:
     assert x.abs().max() <= math.pi + 1e-6
 
 
+def test_a_period_is_exact_in_every_dtype() -> None:
+    flow = NSF((2,), periodic={0: 365.2425}, **SMALL)
+    assert flow.double().preprocess.period.tolist() == [365.2425]
+    assert flow.float().preprocess.period.tolist() == [torch.tensor(365.2425).item()]
+    assert flow.double().preprocess.period.tolist() == [365.2425]
+
+
 def test_fits_a_von_mises_density() -> None:
     truth = torch.distributions.VonMises(torch.tensor(math.pi - 0.2), torch.tensor(4.0))  # across the seam
     torch.manual_seed(0)

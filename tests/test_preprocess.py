@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -65,6 +67,71 @@ class TestEveryKind:
         assert z.dtype == log_det.dtype == torch.float64
         if not issubclass(kind, Dequantize):
             assert (same.inverse(z)[0] - x).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("built", "name", "given"),
+    [
+        (lambda: Dequantize((2,), step=0.1), "step", 0.1),
+        (lambda: VariationalDequantize((2,), step=0.1), "step", 0.1),
+        (lambda: Log((2,), low=0.1), "low", 0.1),
+        (lambda: Logit((2,), low=0.1, high=0.7), "low", 0.1),
+        (lambda: Logit((2,), high=0.7), "high", 0.7),
+        (lambda: preprocessing({"log": {"low": 0.1, "features": [1]}}, (2,)), "bijection.low", 0.1),
+    ],
+    ids=["dequantize", "variational", "log", "low of logit", "high of logit", "log of some"],
+)
+class TestGivenConstants:
+    def test_are_exact_in_every_dtype(self, built, name: str, given: float) -> None:
+        module = built()
+        assert set(module.get_buffer(name).tolist()) == {torch.tensor(given).item()}
+        for moved in (module.double(), module.half().double(), module.float().to(torch.float64)):
+            assert set(moved.get_buffer(name).tolist()) == {given}
+
+    def test_are_those_of_a_state_dict_that_is_loaded(self, built, name: str, given: float) -> None:
+        module = built()
+        module.load_state_dict(
+            {key: torch.full_like(t, 0.25) for key, t in module.state_dict().items() if key == name}, False
+        )
+        assert set(module.double().get_buffer(name).tolist()) == {0.25}
+
+
+@pytest.mark.parametrize("kind", [Standardize, NormalScores])
+class TestScales:
+    @pytest.mark.parametrize(
+        ("scale", "dtype"),
+        [
+            (1e-36, torch.float32),
+            (1e-30, torch.float32),
+            (1e37, torch.float32),
+            (1e-305, torch.float64),
+            (1e-200, torch.float64),
+            (1e200, torch.float64),
+            (1e307, torch.float64),
+        ],
+    )
+    def test_none_is_too_small_or_too_large(self, kind: type[Preprocessor], scale: float, dtype: torch.dtype) -> None:
+        x = torch.randn(1000, 1, dtype=torch.float64)
+        expected, log_det = kind((1,)).double().fit(x)(x)
+        scaled = (x * scale).to(dtype)
+        z, scaled_log_det = kind((1,)).to(dtype).fit(scaled)(scaled)
+        torch.testing.assert_close(z.double(), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scaled_log_det.double(), log_det - math.log(scale), atol=1e-2, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("scale", "dtype", "remedy"),
+        [
+            (1e-39, torch.float32, "float32 has no full digits; rescale them, or use float64: density.double"),
+            (1e-310, torch.float64, "float64 has no full digits; rescale them. The first"),
+        ],
+    )
+    def test_what_the_dtype_has_no_digits_for_is_refused(
+        self, kind: type[Preprocessor], scale: float, dtype: torch.dtype, remedy: str
+    ) -> None:
+        x = torch.randn(100, 2, dtype=torch.float64) * torch.tensor([1.0, scale], dtype=torch.float64)
+        message = rf"1 of 2 elements vary by less than .*{remedy}.*\(1,\), with a standard deviation of"
+        with pytest.raises(DataError, match=message):
+            kind((2,)).to(dtype).fit(x.to(dtype))
 
 
 class TestStandardize:
@@ -139,7 +206,7 @@ class TestSupport:
         assert logit.low.item() == 0
         with pytest.raises(DataError, match=r"1 of 2 values are at or outside the bounds.*wider"):
             Logit((1,), low=0.0, high=1.0).fit(torch.tensor([[0.5], [1.0]]))
-        with pytest.raises(ConfigError, match="low must be below high; got low=2"):
+        with pytest.raises(ConfigError, match="low must be below high, in float32 too; got low=2"):
             Logit((1,), low=2, high=1)
 
 
@@ -148,6 +215,46 @@ class TestDequantize:
         # 0.1 + 0.2 is not 0.3 to the last digit, and no grid of its own.
         x = torch.tensor([[0.1, 5.0], [0.3, 8.0], [0.1 + 0.2 + 3e-8, 8.0], [0.9, 14.0], [0.4, 5.0]])
         torch.testing.assert_close(Dequantize((2,)).fit(x).step, torch.tensor([0.1, 3.0]))
+
+    @pytest.mark.parametrize("outlier", [1.2e6, -1.2e6, 1200000.5, 9.96921e36])
+    def test_step_of_counts_is_that_of_the_many(self, outlier: float) -> None:
+        x = torch.poisson(torch.full((2000, 1), 3.0))
+        x[7] = outlier
+        dequantize = Dequantize((1,)).eval().fit(x)
+        assert dequantize.step.item() == 1
+        others = x[x.abs() < 100][:, None]
+        assert torch.equal(dequantize.inverse(dequantize(others)[0])[0], others)
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "decimals", "accuracy"),
+        [
+            (300, 5, 2, 1e-6),
+            (1013, 8, 2, 1e-6),
+            (1e5, 500, 1, 1e-5),
+            (1e5, 5, 1, 1e-3),
+            (-20, 10, 2, 1e-6),
+            (0, 1, 3, 1e-6),
+        ],
+    )
+    def test_decimal_grids_come_back_to_the_last_digit(
+        self, mean: float, std: float, decimals: int, accuracy: float
+    ) -> None:
+        exact = torch.round(mean + std * torch.randn(5000, 1, dtype=torch.float64), decimals=decimals)
+        x = exact.float()
+        dequantize = Dequantize((1,)).eval().fit(x)
+        assert dequantize.step.item() == pytest.approx(10.0**-decimals, rel=accuracy)
+        back, _ = dequantize.inverse(dequantize(x)[0])
+        digit = torch.nextafter(x.abs(), torch.tensor(torch.inf)) - x.abs()
+        assert ((back - x).abs() <= digit).all()
+
+    def test_an_outlier_off_a_decimal_grid_leaves_it_alone(self) -> None:
+        x = torch.round(300 + 5 * torch.randn(5000, 1, dtype=torch.float64), decimals=2).float()
+        x[3] = -12345.678
+        assert Dequantize((1,)).fit(x).step.item() == pytest.approx(0.01, rel=1e-6)
+
+    def test_values_far_apart_are_counted_in_steps(self) -> None:
+        x = torch.tensor([[0.7], [1.4], [700.0], [7000.7]])
+        torch.testing.assert_close(Dequantize((1,)).fit(x).step, torch.tensor([0.7]))
 
     def test_noise_while_training_and_none_after(self) -> None:
         x = torch.randint(0, 5, (4000, 1)).float()
@@ -164,7 +271,7 @@ class TestDequantize:
         torch.testing.assert_close(dequantize.inverse(dequantize(x)[0])[0], x, rtol=0, atol=1e-6)
 
     def test_step_must_be_positive(self) -> None:
-        with pytest.raises(ConfigError, match="step must be positive; got 0"):
+        with pytest.raises(ConfigError, match=r"step must be positive, and 1\.2e-38 at least; got 0"):
             Dequantize((1,), step=0)
 
 
@@ -213,8 +320,15 @@ class TestPreprocessing:
             ({"log1p": {"features": [True]}}, "each once"),
             ({"dequantize": {"features": [1]}}, "dequantize is for all features"),
             ({"log1p": [0]}, r"log1p takes options by name; got \[0\]"),
-            ({"variational_dequantize": {"step": -1}}, "variational_dequantize: step must be positive; got -1"),
-            ({"variational_dequantize": {"num_draws": 1}}, "num_draws must be 2 to 4,096; got 1"),
+            ({"variational_dequantize": {"step": -1}}, "variational_dequantize: step must be positive, .* got -1"),
+            ({"variational_dequantize": {"num_draws": 1}}, "num_draws must be 4 to 4,096; got 1"),
+            ({"dequantize": {"num_draws": 3}}, "num_draws, unless 1, must be 4 to 4,096; got 3"),
+            ({"dequantize": {"num_draws": True}}, "num_draws, unless 1, must be 4 to 4,096; got True"),
+            ({"dequantize": {"num_draws": 1.0}}, "num_draws, unless 1, must be 4 to 4,096; got 1.0"),
+            ({"dequantize": {"step": 1e-60}}, "dequantize: step must be positive, and 1.2e-38 at least; got 1e-60"),
+            ({"dequantize": {"step": "1"}}, "dequantize: step must be a finite number; got '1'"),
+            ({"logit": {"low": -(10**400)}}, "logit: low must be a finite number; got -1000"),
+            ({"logit": {"low": 0.1, "high": 0.1 + 1e-12}}, "low must be below high, in float32 too"),
             ({"variational_dequantize": {"num_bins": 2.5}}, "num_bins must be 2 to 256; got 2.5"),
             ({"variational_dequantize": {"num_transforms": True}}, "num_transforms must be 1 to 64; got True"),
             ({"variational_dequantize": {"hidden_features": 32}}, "hidden_features must be a list of widths; got 32"),

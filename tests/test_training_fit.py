@@ -20,6 +20,7 @@ from torch import Tensor
 import sciflow as sf
 from sciflow.config import Training
 from sciflow.errors import ConfigError, DataError, LayoutError, ShapeError, TrainingError
+from sciflow.training.budget import Budget
 from sciflow.training.loop import _learning_rate
 
 COVARIANCE = np.array([[2.0, 1.2], [1.2, 1.5]])
@@ -102,6 +103,21 @@ class TestWhatItTakes:
         density = sf.fit(small(), frame, max_steps=2).density
         assert list(density.layout["variables"]) == ["height", "weight"]
 
+    def test_so_does_a_table_of_contexts(self):
+        events, context = gaussian(100), pd.DataFrame(gaussian(100, seed=1), columns=["hour", "day"])
+        given = {"context": context, "validation": events, "max_steps": 2}
+        density = sf.fit(small(context_shape=(2,)), events, validation_context=context, **given).density
+        assert density.context_columns == ["hour", "day"]
+        other = sf.fit(small(context_shape=(2,)), events, validation_context=context[["day", "hour"]], **given)
+        assert weights(other.density) == weights(density)
+        assert sf.fit(density, events, context=context.to_numpy(), max_steps=1).density.context_columns is None
+
+    def test_inference_mode_around_it(self):
+        density = small()
+        with torch.inference_mode():
+            sf.fit(density, gaussian(100), max_steps=5)
+        assert weights(density) == weights(sf.fit(small(), gaussian(100), max_steps=5).density)
+
     def test_double_precision(self):
         density = small().double()
         sf.fit(density, gaussian(100), max_steps=5)
@@ -132,6 +148,36 @@ class TestWhatItRefuses:
         rows[17, 1] = np.nan
         with pytest.raises(DataError, match=r"1 of 50 rows .* first at row 17, element \[1\]"):
             sf.fit(small(), rows)
+
+    @pytest.mark.parametrize("convert", [np.asarray, pd.DataFrame], ids=["numpy", "pandas"])
+    def test_what_the_floating_type_makes_one_number(self, convert):
+        rows = gaussian(50)
+        rows[:, 1] += 1e9
+        message = r"element \[1\] varies from 99.*, which is all one number in float32: take off an offset, or use den"
+        with pytest.raises(DataError, match=f"^events: {message}"):
+            sf.fit(small(), convert(rows))
+        with pytest.raises(DataError, match=f"^context: {message}"):
+            sf.fit(small(context_shape=(2,)), gaussian(50), context=convert(rows))
+        assert sf.fit(small().double(), convert(rows), max_steps=1).steps == 1
+
+    def test_what_is_beyond_the_floating_type(self):
+        rows = gaussian(50) * 1e300
+        message = "holds values that are finite, but beyond float32: give them in other units, or use density.double()"
+        with pytest.raises(DataError, match=re.escape(f"events: element [0] {message}")):
+            sf.fit(small(), rows)
+        with pytest.raises(DataError, match=re.escape(f"context: element [0] {message}")):
+            sf.fit(small(context_shape=(2,)), gaussian(50), context=rows)
+
+    def test_two_contexts_of_one_name(self):
+        twice = pd.DataFrame(gaussian(50), columns=["hour", "hour"])
+        with pytest.raises(DataError, match="context: 2 columns are called 'hour': rename them"):
+            sf.fit(small(context_shape=(2,)), gaussian(50), context=twice)
+
+    def test_a_density_from_inference_mode(self):
+        with torch.inference_mode():
+            density = small()
+        with pytest.raises(ConfigError, match="cannot be trained: build it outside"):
+            sf.fit(density, gaussian(50))
 
     def test_a_context_of_other_length(self):
         with pytest.raises(ShapeError, match=r"context of shape \[50, 1\] expected.*got \[49, 1\]"):
@@ -179,9 +225,14 @@ class TestSettings:
     def test_epochs_count_passes_over_the_training_rows(self):
         assert sf.fit(small(), gaussian(125), batch_size=25, max_epochs=3).steps == 3 * 4
 
+    @pytest.mark.parametrize(("rows", "rate"), [(100, 1e-3), (1_000, 1e-3), (90_000, 1e-3 * 8**0.5), (10**7, 3e-3)])
+    def test_the_learning_rate_grows_with_the_root_of_the_batch(self, rows, rate):
+        assert Budget.of(Training(), rows).learning_rate == pytest.approx(rate)
+        assert Budget.of(Training(learning_rate=0.5), rows).learning_rate == 0.5
+
     def test_the_learning_rate_rises_and_falls_to_zero(self):
-        settings = Training(learning_rate=1.0, warmup=0.1)
-        rates = [_learning_rate(step, 100, settings) for step in range(100)]
+        budget = Budget.of(Training(learning_rate=1.0, max_steps=100), 1_000)
+        rates = [_learning_rate(step, budget, 0.1) for step in range(100)]
         assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
         assert max(rates) == 1.0
         assert all(a >= b for a, b in pairwise(rates[10:]))

@@ -190,7 +190,7 @@ class TestKilled:
 class TestAnotherConfiguration:
     def test_is_refused_under_the_same_name_and_the_keys_are_named(self, workflow, tmp_path):
         train(workflow, tmp_path)
-        with pytest.raises(RunError, match=r"training.learning_rate is 0.001 there, 0.5 here") as caught:
+        with pytest.raises(RunError, match=r"training.learning_rate is None there, 0.5 here") as caught:
             train(workflow, tmp_path, overrides=["training.learning_rate=0.5", "model.num_transforms=2"])
         assert "model.num_transforms is 1 there, 2 here" in str(caught.value)
         assert "--overwrite" in str(caught.value)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -41,7 +42,7 @@ def inverse_by(method: Method, tolerance: float = TOLERANCE) -> Iterator[None]:
         tolerance: Of the parallel method: largest change in the last pass, relative to the largest value or 1.
 
     Raises:
-        ConfigError: There is no such method.
+        ConfigError: There is no such method, or the tolerance is none.
 
     Example:
         >>> from sciflow.bijections import Spline
@@ -51,7 +52,8 @@ def inverse_by(method: Method, tolerance: float = TOLERANCE) -> Iterator[None]:
     """
     if method not in METHODS:
         raise ConfigError(f"method of inversion: got {method!r}; {nearest(str(method), METHODS)}")
-    if not 0 <= tolerance < 1:
+    kind: type = type(tolerance)
+    if not (issubclass(kind, Real) and kind is not bool and 0 <= tolerance < 1):
         raise ConfigError(f"tolerance of inversion: from 0 to below 1; got {tolerance!r}")
     token = _chosen.set((method, tolerance))
     try:
@@ -133,7 +135,7 @@ class Autoregressive(Bijection):
         """Jacobi's iteration, Song et al., arXiv:2002.03629: after pass ``i`` the first ``i`` features are right."""
         target = x = z.T
         _, tolerance = _chosen.get()
-        for _ in range(len(target) - 1):
+        for _ in range(len(target) - 1 if len(z) else 0):
             before = x
             x, _ = self.univariate.inverse(target, self.network(x.T, context))
             if (x - before).abs().max() <= tolerance * x.abs().max().clamp_min(1):

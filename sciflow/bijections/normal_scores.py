@@ -33,6 +33,9 @@ class NormalScores(Preprocessor):
         uneven_only: Standardise elements that need no more: those of which no value comes back in more than a hundredth
             of the training rows, and none is further than 5 standard deviations from the mean.
 
+    Raises:
+        DataError: While fitting: an element varies, but by less than the model's dtype has digits for.
+
     Example:
         >>> amounts = torch.tensor([[0.0], [1.0], [10.0], [100.0]])
         >>> z, _ = NormalScores((1,)).fit(amounts)(amounts)
@@ -91,15 +94,12 @@ class NormalScores(Preprocessor):
         return torch.where(outside, 1.0, self.step[:, None])
 
     def _fit(self, x: Tensor) -> None:
+        moments = [moment.reshape(-1, 1) for moment in self._moments(x, self.std.dtype)]
         elements = torch.arange(len(self.knots), device=x.device)
         for some, columns in zip(elements.split(_COLUMNS), x.flatten(1).T.split(_COLUMNS), strict=True):
             ordered = columns.double().sort(dim=1).values.contiguous()
-            mean, std = ordered.mean(1, keepdim=True), ordered.std(1, correction=0, keepdim=True)
-            # Rounding of the mean alone can make a constant seem to vary.
-            constant = (ordered[:, :1] == ordered[:, -1:]) | (std < torch.finfo(self.std.dtype).tiny)
-            std = std.masked_fill(constant, 1.0)
+            mean, std, straight = (moment[some] for moment in moments)
             scores, commonest = _scores(ordered)
-            straight = constant
             if self.uneven_only:
                 tail = (ordered[:, [0, -1]] - mean).abs().amax(1, keepdim=True) / std
                 straight = straight | ((commonest <= max(1, _SHARE * x.shape[0])) & (tail <= _TAIL))
@@ -110,8 +110,9 @@ class NormalScores(Preprocessor):
             )
             knots = torch.where(straight, mean + std * at, _interpolated(at, scores, ordered))
             step = (last - first) / (self.knots.shape[1] - 1)
-            rounding = torch.finfo(self.knots.dtype).eps * knots.abs() + torch.finfo(self.knots.dtype).tiny
-            self.knots[some] = _apart(knots, step * rounding / _ROUNDING).to(self.knots.dtype)
+            info = torch.finfo(self.knots.dtype)
+            least = (info.eps / _ROUNDING * knots.abs()).clamp_min(info.tiny)  # no slope is infinite, either
+            self.knots[some] = _apart(knots, step * least).to(self.knots.dtype)
             self.first[some] = first[:, 0].to(self.first.dtype)
             self.step[some] = step[:, 0].to(self.step.dtype)
             self.std[some] = std[:, 0].to(self.std.dtype)
@@ -122,7 +123,7 @@ def _scores(ordered: Tensor) -> tuple[Tensor, Tensor]:
     below = torch.searchsorted(ordered, ordered)
     up_to = torch.searchsorted(ordered, ordered, right=True)
     n = ordered.shape[1]
-    return torch.special.ndtri((below + up_to) / (2.0 * n)), (up_to - below).amax(1, keepdim=True)
+    return torch.special.ndtri((below + up_to).double() / (2 * n)), (up_to - below).amax(1, keepdim=True)
 
 
 def _interpolated(at: Tensor, scores: Tensor, ordered: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class ShiftScale(Univariate):
     .. math:: z = x \, e^s + t, \qquad s = b \tanh(r / b), \qquad \log dz/dx = s
 
     Args:
-        bound: Largest :math:`|s|`, so that no exponential can overflow.
+        bound: Largest :math:`|s|`. Draws of a chain may stray as far as the product of its scales: with 3, one in
+            50,000 of an autoregressive flow of eight lay 36,000 standard deviations out on a table of 8 columns, with
+            1.5 at most 230, at the same held-out log p.
 
     Example:
         >>> z, log_slope = ShiftScale().forward(torch.tensor([1.0]), torch.tensor([[0.5], [0.0]]))
@@ -77,7 +79,7 @@ class ShiftScale(Univariate):
 
     num_parameters = 2
 
-    def __init__(self, bound: float = 3.0) -> None:
+    def __init__(self, bound: float = 2.0) -> None:
         self.bound = bound
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:

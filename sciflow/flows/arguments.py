@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,10 +15,15 @@ import torch
 from sciflow.density import MOST_SEED, checked_shape
 from sciflow.errors import ConfigError, nearest
 
-__all__ = ["MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "seeded"]
+__all__ = ["GENERATORS", "MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "plain", "seeded"]
+
+# torch's own generators are those of the whole process: whoever sets them for a while must be alone with them.
+GENERATORS = threading.RLock()
 
 # Far above any use, and below what would be built for hours.
 MOST_TRANSFORMS, MOST_FEATURES = 1000, 1 << 20
+# Positive numbers whose products and quotients float32 holds, too.
+_LEAST, _MOST = 1e-15, 1e15
 
 
 class Arguments:
@@ -48,8 +54,9 @@ class Arguments:
         return operator.index(value)
 
     def positive(self, name: str, value: Any) -> float:
-        """A positive, finite number."""
+        """A positive number, which float32 can work with."""
         self.require(name, value, _is_number(value) and 0 < value < math.inf, "a positive number")
+        self.require(name, value, _LEAST <= value <= _MOST, f"{_LEAST:g} to {_MOST:g}")
         self.values[name] = float(value)
         return float(value)
 
@@ -67,13 +74,14 @@ class Arguments:
 
     def choice(self, name: str, value: Any, choices: Sequence[str]) -> str:
         """One of several names."""
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{self.family}: {name}: got {value!r}; {nearest(str(value), choices)}")
         self.values[name] = value
         return str(value)
 
     def widths(self, name: str, value: Any) -> tuple[int, ...]:
         """Widths of hidden layers; one number stands for one layer."""
+        value = _unpacked(value)
         widths = tuple(value) if isinstance(value, Iterable) else (value,)
         valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= MOST_FEATURES for width in widths)
         self.require(name, value, valid, f"whole widths of 1 to {MOST_FEATURES:,}")
@@ -83,16 +91,17 @@ class Arguments:
     def periods(self, name: str, value: Any, num_features: int) -> dict[int, float]:
         """Periods by place in the flattened event; a list of places stands for periods of 2 pi."""
         expected = f"places from 0 to {num_features - 1}, each once, or a mapping from them to positive periods"
-        self.require(
-            name, value, value is None or (isinstance(value, Iterable) and not isinstance(value, str)), expected
-        )
-        pairs = list(value.items()) if isinstance(value, Mapping) else [(place, math.tau) for place in value or ()]
+        given = () if value is None else _unpacked(value)
+        self.require(name, value, isinstance(given, Iterable) and not isinstance(given, str), expected)
+        pairs = list(given.items()) if isinstance(given, Mapping) else [(place, math.tau) for place in given]
         # JSON and YAML files may have turned the places into texts.
         pairs = [(int(place) if isinstance(place, str) and place.isdecimal() else place, p) for place, p in pairs]
         places = [place for place, _ in pairs]
         valid = all(_is_whole(place) and 0 <= place < num_features for place in places)
         valid = valid and len(set(places)) == len(places)
         self.require(name, value, valid and all(_is_number(p) and 0 < p < math.inf for _, p in pairs), expected)
+        within = all(_LEAST <= period <= _MOST for _, period in pairs)
+        self.require(name, value, within, f"periods of {_LEAST:g} to {_MOST:g}")
         periods = {operator.index(place): float(period) for place, period in pairs}
         self.values[name] = {str(place): period for place, period in periods.items()} or None
         return periods
@@ -106,6 +115,7 @@ class Arguments:
 
     def shape(self, name: str, value: Any) -> torch.Size:
         """A shape; it is recorded by the density itself."""
+        value = _unpacked(value)
         sizes = tuple(value) if isinstance(value, Iterable) else (value,)
         self.require(name, value, all(map(_is_whole, sizes)), "whole numbers")
         return checked_shape(value, name)
@@ -113,12 +123,46 @@ class Arguments:
     def require(self, name: str, value: object, valid: bool, expected: str) -> None:
         """Raise an error that says what ``name`` must be, unless it is."""
         if not valid:
-            raise ConfigError(f"{self.family}: {name} must be {expected}; got {value!r}")
+            raise ConfigError(f"{self.family}: {name} must be {expected}; got {value!r:.200}")
+
+
+def plain(name: str, value: Any) -> Any:
+    """Return a copy in which everything is as JSON holds it: what is done to the original later does not matter.
+
+    Args:
+        name: What it is, in messages.
+        value: Numbers, texts, and lists and mappings of them; those of NumPy and torch become Python's.
+
+    Raises:
+        ConfigError: A model file cannot hold it.
+
+    Example:
+        >>> import numpy as np
+        >>> plain("preprocess", ("log1p", {"logit": {"low": np.float32(0), "high": np.array([1, 2])}}))
+        ['log1p', {'logit': {'low': 0.0, 'high': [1, 2]}}]
+    """
+    value = _unpacked(value)
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain(name, item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(name, item) for item in value]
+    raise ConfigError(
+        f"{name}: got {value!r:.200}, which no model file can hold: give texts, finite numbers, and lists and "
+        "mappings of them"
+    )
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Draw initial weights by a seed, and leave torch's own generator as it was; None draws from that one.
+
+    Threads that build at the same time wait for each other.
 
     Example:
         >>> with seeded(3):
@@ -127,10 +171,15 @@ def seeded(seed: int | None) -> Iterator[None]:
         ...     bool((torch.rand(2) == first).all())
         True
     """
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+    with GENERATORS, torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for the GPUs' generators too
         yield
+
+
+def _unpacked(value: Any) -> Any:
+    """Arrays, tensors and numbers of theirs, as lists and numbers of Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_whole(value: Any) -> bool:

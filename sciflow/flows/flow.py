@@ -11,7 +11,7 @@ from torch import Tensor
 from sciflow.bijections import Angles, Bijection, NormalScores, Standardize, preprocessing
 from sciflow.density import Density, Likelihood, Status, checked_shape
 from sciflow.errors import ConfigError
-from sciflow.flows.arguments import seeded
+from sciflow.flows.arguments import plain, seeded
 from sciflow.flows.base import Base, OnCircles, base_density
 from sciflow.kernels import repeated
 
@@ -49,6 +49,7 @@ class Flow(Density):
         periods: Mapping[int, float] | None = None,
         arguments: dict[str, Any],
     ) -> None:
+        preprocess = plain("preprocess", preprocess)
         with seeded(arguments.get("seed")):
             noise, to_normal_units = _ends(base, preprocess, checked_shape(event_shape, "event_shape"), periods or {})
         super().__init__(
@@ -121,13 +122,14 @@ def _ends(base: Any, preprocess: Any, event_shape: torch.Size, periods: Mapping[
     if not periods:
         return base_density(base, event_shape), preprocessing(preprocess, event_shape)
     num_others = event_shape.numel() - len(periods)
+    # Where there are no others, what is said of them must be valid all the same.
+    shape = (max(1, num_others),)
+    noise, units = base_density(base, shape), preprocessing(preprocess, shape)
+    if units.num_draws:
+        raise ConfigError("preprocess: values on a grid beside periodic ones cannot be dequantised yet: leave it out")
     if num_others == 0:
         return OnCircles(event_shape, list(periods), None), Angles(event_shape, periods, None)
-    others = preprocessing(preprocess, (num_others,))
-    if others.num_draws:
-        raise ConfigError("preprocess: values on a grid beside periodic ones cannot be dequantised yet: leave it out")
-    noise = OnCircles(event_shape, list(periods), base_density(base, (num_others,)))
-    return noise, Angles(event_shape, periods, others)
+    return OnCircles(event_shape, list(periods), noise), Angles(event_shape, periods, units)
 
 
 def _context_preprocessing(context_shape: Sequence[int]) -> Bijection:

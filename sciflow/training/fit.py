@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
+from sciflow.arrays import column_names
 from sciflow.config import Training, validate
 from sciflow.density import Density
 from sciflow.progress import progress_bar
@@ -84,7 +87,7 @@ def fit(
         The fitted density and its history.
 
     Raises:
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or the density was built in inference mode.
         DataError: Too few rows, or missing values; with ``degenerate="error"`` also a constant, duplicate or discrete
             variable, of which there is a warning otherwise.
         ShapeError: Events or context are not of the density's shape.
@@ -99,12 +102,15 @@ def fit(
     """
     chosen: Training = validate(Training, {**settings, "seed": seed}, "sciflow.fit")
     rows, layout, fingerprint = training_data(density, data, validation, context, validation_context, seed)
-    prepare(density, rows, chosen.degenerate, layout)
-    density.layout = None if layout is None else layout.to_json()
-    budget = Budget.of(chosen, len(rows.train))
-    with progress_bar("training", budget.max_steps, progress) as update:
-        metrics = Metrics(every=max(1, budget.max_steps // 200), update=update)
-        outcome = train(density, rows, chosen, Process(density.device, alone=True), metrics)
+    # Whoever only looks at densities otherwise may do so in inference mode, in which nothing is learned.
+    with torch.inference_mode(False):
+        prepare(density, rows, chosen.degenerate, layout)
+        density.layout = None if layout is None else layout.to_json()
+        density.context_columns = None if context is None else column_names(context, "context")
+        budget = Budget.of(chosen, len(rows.train))
+        with progress_bar("training", budget.max_steps, progress) as update:
+            metrics = Metrics(every=max(1, budget.max_steps // 200), update=update)
+            outcome = train(density, rows, chosen, Process(density.device, alone=True), metrics)
     assert outcome.validation is not None
     density.provenance = {"data": fingerprint, "steps": outcome.steps, "validation": outcome.validation.to_json()}
     return Fit(

@@ -126,7 +126,7 @@ def _train(
     density.to(process.device)
     model = _parallel(_Loss(density), process, settings)
     parameters = list(density.parameters())
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, budget.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = WeightAverage(density, settings.ema_decay)
     state = _restore(density, optimizer, average, folder, process) or _State()
     metrics.resume_from(state.step)
@@ -161,7 +161,7 @@ def _train(
             for batch in loader.epoch(epoch, batch_number):
                 # Noise is a function of (seed, step, rank): a resumed run draws what an unbroken one would.
                 process.seed(settings.seed, state.step)
-                rate = _learning_rate(state.step, budget.max_steps, settings)
+                rate = _learning_rate(state.step, budget, settings.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
@@ -284,13 +284,13 @@ def _loss(
     return losses, losses.sum() * (process.world_size / batch.total)
 
 
-def _learning_rate(step: int, max_steps: int, settings: Training) -> float:
+def _learning_rate(step: int, budget: Budget, warmup: float) -> float:
     """Linear warm-up, then half a cosine down to zero (Loshchilov and Hutter, arXiv:1608.03983)."""
-    warmup = max(1, round(settings.warmup * max_steps))
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, max_steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    rising = max(1, round(warmup * budget.max_steps))
+    if step < rising:
+        return budget.learning_rate * (step + 1) / rising
+    progress = (step - rising) / max(1, budget.max_steps - rising)
+    return budget.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _restore(

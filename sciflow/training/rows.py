@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sciflow.arrays import numbers
+from sciflow.arrays import column_names, numbers
 from sciflow.data.layout import Layout
 from sciflow.data.loader import ArrayRows, Rows, sequential
 from sciflow.data.source import GridSource
 from sciflow.data.sources import as_dataset
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import DataError, LayoutError, ShapeError
+from sciflow.errors import ConfigError, DataError, LayoutError, ShapeError
 from sciflow.training.doubts import complain, doubts
 from sciflow.training.evaluate import named_rows
 from sciflow.training.loop import TrainingData
@@ -42,10 +43,13 @@ def training_data(
         seed: Of the hold-out.
 
     Raises:
-        DataError: There are too few rows, or some are not finite.
+        ConfigError: The density was built in inference mode.
+        DataError: There are too few rows, or some are not finite, or not in the density's floating type.
         LayoutError: The store's events are not of the density's shape.
         ShapeError: The arrays are not of the density's shape.
     """
+    if any(tensor.is_inference() for tensor in (*density.parameters(), *density.buffers())):
+        raise ConfigError("a density that is built under torch.inference_mode() cannot be trained: build it outside")
     if isinstance(data, (str, Path)):
         data = open_store(data)
     if isinstance(data, Store):
@@ -53,22 +57,18 @@ def training_data(
             raise DataError(f"{data.path}: a store brings its own validation rows and context: leave them out")
         return _of_store(density, data), data.layout, data.fingerprint
     dtype = "float64" if density.dtype == torch.float64 else "float32"
-    events, layout = _events(data, density, dtype)
-    contexts = _contexts(context, density, len(events), dtype)
-    _require_finite(events, "events")
-    if contexts is not None:
-        _require_finite(contexts, "context")
+    events, layout = _events(data, density, dtype, "events")
+    columns = None if context is None else column_names(context, "context")
+    contexts = _contexts(context, density, len(events), dtype, "context", columns)
     if validation is not None:
-        held_events, held_layout = _events(validation, density, dtype)
+        held_events, held_layout = _events(validation, density, dtype, "validation events")
         if layout is not None and held_layout is not None:
             difference = layout.difference(held_layout.to_json())
             if difference is not None:
                 raise LayoutError(f"validation events are laid out differently from the training events: {difference}")
-        held_contexts = _contexts(validation_context, density, len(held_events), dtype)
-        _require_finite(held_events, "validation events")
+        what = "validation context"
+        held_contexts = _contexts(validation_context, density, len(held_events), dtype, what, columns)
         _require_count(len(events), len(held_events))
-        if held_contexts is not None:
-            _require_finite(held_contexts, "validation context")
         held = ArrayRows(held_events, held_contexts)
         return TrainingData(ArrayRows(events, contexts), held, dtype, extrema=_extrema(events)), layout, None
     if validation_context is not None:
@@ -142,34 +142,71 @@ def _of_store(density: Density, store: Store) -> TrainingData:
     return TrainingData(store.train, store.validation, store.layout.dtype, name, extrema=extrema)
 
 
-def _events(data: Any, density: Density, dtype: str) -> tuple[np.ndarray, Layout | None]:
+def _events(data: Any, density: Density, dtype: str, what: str) -> tuple[np.ndarray, Layout | None]:
     """Events as one array; labelled data bring a layout."""
     layout: Layout | None = None
     if hasattr(data, "dims") or hasattr(data, "columns"):
-        source = GridSource(as_dataset(data), dtype=dtype)
+        dataset = as_dataset(data)
+        source = GridSource(dataset, dtype=dtype)
         layout = source.layout
-        data = np.concatenate([block.events for block in source.blocks(1 << 26)])
-    events = numbers(data)
+        data = _all_events(source)
+        low, high = _extrema(data)
+        if (low == high).any():
+            # It may be the type that makes a constant: what was given shows.
+            data = _all_events(GridSource(dataset, dtype="float64"))
+    events = numbers(data, what)
     shape = tuple(density.event_shape)
     if events.ndim == 0 or events.shape[1:] != shape:
         raise ShapeError(f"events [n, {', '.join(map(str, shape))}] expected; got {list(events.shape)}")
     if len(events) == 0:
         raise DataError("there are no events: 0 rows")
-    return events.astype(dtype, copy=False), layout
+    return _floats(events, dtype, what), layout
 
 
-def _contexts(context: Any, density: Density, n: int, dtype: str) -> np.ndarray | None:
+def _all_events(source: GridSource) -> np.ndarray:
+    return np.concatenate([block.events for block in source.blocks(1 << 26)])
+
+
+def _contexts(
+    context: Any, density: Density, n: int, dtype: str, what: str, columns: Sequence[str] | None
+) -> np.ndarray | None:
     if density.context_shape is None:
         if context is not None:
             raise ShapeError("this density has no context: build it with context_shape=..., or leave context out")
         return None
     if context is None:
         raise ShapeError(f"this density is conditional: give context [n, {', '.join(map(str, density.context_shape))}]")
-    values = numbers(context, "context").astype(dtype, copy=False)
+    values = numbers(context, what, columns)
     if values.shape != (n, *density.context_shape):
         expected = [n, *density.context_shape]
-        raise ShapeError(f"context of shape {expected} expected, one row an event; got {list(values.shape)}")
-    return values
+        raise ShapeError(f"{what} of shape {expected} expected, one row an event; got {list(values.shape)}")
+    return _floats(values, dtype, what)
+
+
+def _floats(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """Rows in the density's own type, with nothing lost unseen."""
+    _require_finite(values, what)
+    with np.errstate(over="ignore"):
+        floats = values.astype(dtype, copy=False)
+    if floats.dtype == values.dtype:
+        return floats
+    wider = ", or use density.double()" if dtype == "float32" else ""
+    low, high = _extrema(floats)
+    beyond = np.argwhere(~np.isfinite(low) | ~np.isfinite(high))
+    if len(beyond):
+        raise DataError(
+            f"{what}: element {beyond[0].tolist()} holds values that are finite, but beyond {dtype}: give them in "
+            f"other units{wider}"
+        )
+    least, most = _extrema(values)
+    rounded = np.argwhere((low == high) & (least != most))
+    if len(rounded):
+        first = tuple(rounded[0])
+        raise DataError(
+            f"{what}: element {rounded[0].tolist()} varies from {least[first].item()!r} to {most[first].item()!r}, "
+            f"which is all one number in {dtype}: take off an offset{wider}"
+        )
+    return floats
 
 
 def _require_finite(values: np.ndarray, what: str) -> None:

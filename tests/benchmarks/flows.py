@@ -74,7 +74,9 @@ def main() -> None:
 
 def ours(num_features: int, autoregressive: bool, x: Tensor) -> dict[str, Contestant]:
     """Our spline flow with and without compiled kernels, its networks alone, and the parallel inverse."""
-    flow = sf.flows.NSF((num_features,), autoregressive=autoregressive, num_transforms=NUM_TRANSFORMS, seed=0)
+    flow = sf.flows.NSF(
+        (num_features,), autoregressive=autoregressive, num_transforms=NUM_TRANSFORMS, num_bins=NUM_BINS, seed=0
+    )
     flow = off_neutral(flow.to(x.device))
     found = {OURS: contestant(flow, flow.log_prob, x, lambda: flow.sample(len(x)))}
     fused = {name: under(found[OURS], name, setting) for name, setting in ((OURS, "always"), (UNFUSED, "never"))}

@@ -98,7 +98,7 @@ def zuko(
     flow = peer.flows.NSF(train.shape[1], transforms=transforms, hidden_features=hidden_features)
     settings = Training()
     budget = Budget.of(settings, len(x))
-    optimizer = torch.optim.Adam(flow.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=budget.learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, budget.max_steps)
     best, weights, stale, step, began = -math.inf, flow.state_dict(), 0, 0, time.perf_counter()
     while step < budget.max_steps and stale < settings.patience:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sciflow.bijections.base import Bijection
+from sciflow.bijections.preprocess.preprocessor import Exact
 
 __all__ = ["Angles"]
 
 
-class Angles(Bijection):
+class Angles(Exact):
     r"""Bring periodic elements to [-pi, pi), and leave the others to a bijection of their own.
 
     .. math:: z_i = 2 \pi x_i / P_i - 2 \pi k, \qquad \log |\det J| = \sum_i \log (2 \pi / P_i) + \dots
@@ -52,7 +53,7 @@ class Angles(Bijection):
         self.register_buffer("places", torch.tensor(places), persistent=False)
         self.register_buffer("other_places", torch.tensor(rest, dtype=torch.long), persistent=False)
         self.register_buffer("order", torch.tensor([*places, *rest]).argsort(), persistent=False)
-        self.register_buffer("period", torch.tensor([float(periods[place]) for place in places]))
+        self._constant("period", torch.tensor([float(periods[place]) for place in places], dtype=torch.float64))
         self.register_buffer("start", torch.zeros(len(places)))
         self.others = others
 

@@ -30,15 +30,15 @@ class Log(Preprocessor):
         ConfigError: ``low`` is no finite number.
 
     Example:
-        >>> z, log_det = Log((1,))(torch.tensor([[1.0], [-2.0]]))
-        >>> z[0].item(), log_det
-        (0.0, tensor([-0., -inf]))
+        >>> z, log_det = Log((1,))(torch.tensor([[2.0], [-2.0]]))
+        >>> z[0], log_det
+        (tensor([0.6931]), tensor([-0.6931,    -inf]))
     """
 
     def __init__(self, event_shape: Sequence[int], low: float = 0.0) -> None:
         require_numbers("log", low=low)
         super().__init__(event_shape)
-        self._element("low", low)
+        self._element("low", low, given=True)
 
     low: Tensor
 
@@ -115,7 +115,7 @@ class Logit(Preprocessor):
         high: Upper bound of every element; None to fit it.
 
     Raises:
-        ConfigError: A bound is no finite number, or ``low`` is not below ``high``.
+        ConfigError: A bound is no finite number, or ``low`` is not below ``high``, in float32 too.
 
     Example:
         >>> z, log_det = Logit((1,), low=0.0, high=100.0)(torch.tensor([[50.0], [100.0]]))
@@ -131,12 +131,12 @@ class Logit(Preprocessor):
 
     def __init__(self, event_shape: Sequence[int], low: float | None = None, high: float | None = None) -> None:
         require_numbers("logit", low=low, high=high)
-        if low is not None and high is not None and not low < high:
-            raise ConfigError(f"logit: low must be below high; got low={low}, high={high}")
+        if low is not None and high is not None and not torch.tensor(float(low)) < torch.tensor(float(high)):
+            raise ConfigError(f"logit: low must be below high, in float32 too; got low={low}, high={high}")
         super().__init__(event_shape)
         self.given = (low, high)
-        self._element("low", 0.0 if low is None else low)
-        self._element("high", 1.0 if high is None else high)
+        self._element("low", 0.0 if low is None else low, given=low is not None)
+        self._element("high", 1.0 if high is None else high, given=high is not None)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(x)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_numbers, require_whole
-from sciflow.errors import ConfigError
+from sciflow.bijections.preprocess.preprocessor import Preprocessor, require_positive, require_whole
 
 __all__ = ["Dequantize"]
 
-_MOST_DRAWS = 4096
+_LEAST_DRAWS, _MOST_DRAWS = 4, 4096  # of three and fewer, Student's t has no standard deviation
+_PASSES = 8  # each of which multiplies the distances that are counted in steps
 
 
 class Dequantize(Preprocessor):
@@ -32,11 +33,12 @@ class Dequantize(Preprocessor):
 
     Args:
         event_shape: Shape of one event.
-        step: Distance :math:`\Delta` of grid values; None to take the smallest gap of each element's training values.
-        num_draws: Points of a cell in eval mode: each costs a pass, and more of them bring the mean closer.
+        step: Distance :math:`\Delta` of grid values; None to find that of each element's training values.
+        num_draws: Points of a cell in eval mode, 4 or more: each costs a pass, and more of them bring the mean closer.
+            A single one is the centre.
 
     Raises:
-        ConfigError: ``step`` is not positive, or no finite number; ``num_draws`` is out of range.
+        ConfigError: ``step`` is no positive number of float32's; ``num_draws`` is out of range.
 
     Example:
         >>> dequantize = Dequantize((1,), step=1.0).eval()
@@ -46,20 +48,20 @@ class Dequantize(Preprocessor):
     """
 
     kind = "dequantize"
-    least_draws = 1
+    has_centre = True  # which alone may stand for a cell
 
     step: Tensor
     origin: Tensor
     points: Tensor
 
     def __init__(self, event_shape: Sequence[int], step: float | None = None, num_draws: int = 16) -> None:
-        require_numbers(self.kind, step=step)
-        require_whole(self.kind, "num_draws", num_draws, self.least_draws, _MOST_DRAWS)
-        if step is not None and not step > 0:
-            raise ConfigError(f"{self.kind}: step must be positive; got {step}")
+        require_positive(self.kind, step=step)
+        if not (self.has_centre and type(num_draws) is int and num_draws == 1):
+            name = "num_draws, unless 1," if self.has_centre else "num_draws"
+            require_whole(self.kind, name, num_draws, _LEAST_DRAWS, _MOST_DRAWS)
         super().__init__(event_shape)
         self.given = step
-        self._element("step", 1.0 if step is None else step)
+        self._element("step", 1.0 if step is None else step, given=step is not None)
         self._element("origin", 0.0)
         self.register_buffer("points", latin_hypercube(num_draws, self.event_shape), persistent=False)
 
@@ -88,15 +90,47 @@ class Dequantize(Preprocessor):
         return x + noise * self.step, x.new_zeros(self.batch_shape(x))
 
     def _fit(self, x: Tensor) -> None:
-        self.origin.copy_(x.amin(0))
-        if self.given is not None or len(x) == 1:
-            return
-        ordered = x.flatten(1).double().sort(0).values
-        gaps = ordered.diff(dim=0)
-        # The same grid value computed in two ways may differ in its last digits; that is no gap.
-        rounding = 8 * torch.finfo(x.dtype).eps * ordered.abs().amax(0)
-        gap = torch.where(gaps > rounding, gaps, torch.inf).amin(0)
-        self.step.copy_(torch.where(gap.isfinite(), gap, 1.0).reshape(self.event_shape))
+        # The value nearest zero, from which no distance is rounded more than the values are.
+        self.origin.copy_(x.gather(0, x.abs().argmin(0, keepdim=True))[0])
+        if self.given is None:
+            steps = [grid_step(values.unique()) for values in x.flatten(1).T]
+            self.step.copy_(torch.stack(steps).reshape(self.event_shape))
+
+
+def grid_step(values: Tensor) -> Tensor:
+    """Return the distance of neighbours on the grid from which values are, in float64; 1 of a single value.
+
+    The smallest gap tells it roughly, for both its ends are rounded. Longer distances tell it better, as long as it is
+    beyond doubt how many steps they are: from the smallest gap on, more of them with every pass.
+
+    Args:
+        values: ``[n]``, ascending, each rounded as its dtype does.
+
+    Example:
+        >>> values = torch.tensor([281.37, 281.38, 281.41, 281.44, 295.09])
+        >>> values.diff().amin(), grid_step(values)
+        (tensor(0.0100), tensor(0.0100, dtype=torch.float64))
+    """
+    rounding = torch.finfo(values.dtype).eps / 2 * values.abs().double()
+    gaps, doubt = values.double().diff(), rounding[1:] + rounding[:-1]
+    # The same grid value computed in two ways may differ in its last digits; that is no gap.
+    apart = torch.where(gaps > 4 * doubt, gaps, torch.inf)
+    if not apart.isfinite().any():
+        return gaps.new_ones(())
+    smallest = apart.argmin()
+    step, error = gaps[smallest], doubt[smallest]
+    for _ in range(_PASSES):
+        num_steps = torch.round(gaps / step)
+        tolerance = num_steps * error + doubt
+        sure = (tolerance < step / 2) & ((gaps - num_steps * step).abs() <= 2 * tolerance)
+        total = num_steps[sure].sum()
+        if total == 0:
+            break
+        step = gaps[sure].sum() / total
+        # Of gaps side by side, only the outermost ends count.
+        ends = F.pad(sure.double(), (1, 1)).diff().abs()
+        error = (ends * rounding).sum() / total
+    return step
 
 
 def latin_hypercube(num_draws: int, event_shape: Sequence[int]) -> Tensor:

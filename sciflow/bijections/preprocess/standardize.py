@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from sciflow.bijections.preprocess.preprocessor import Preprocessor
@@ -22,7 +21,11 @@ class Standardize(Preprocessor):
     Args:
         event_shape: Shape of one event.
 
+    Raises:
+        DataError: While fitting: an element varies, but by less than the model's dtype has digits for.
+
     Example:
+        >>> import torch
         >>> standardize = Standardize((1,)).fit(torch.tensor([[101324.0], [101326.0]]))
         >>> standardize(torch.tensor([[101327.0]]))
         (tensor([[2.]]), tensor([-0.]))
@@ -45,13 +48,6 @@ class Standardize(Preprocessor):
         return z * self.std + self.mean, self.std.log().sum().expand(batch)
 
     def _fit(self, x: Tensor) -> None:
-        # In float64: the squares of 1e5 +- 1 have no digits left in float32.
-        mean = x.mean(0, dtype=torch.float64)
-        squares = torch.zeros_like(mean)
-        for rows in x.split(65536):  # a float64 copy of a few rows at a time, not of all
-            squares += (rows.double() - mean).square().sum(0)
-        std = (squares / len(x)).sqrt()
-        # Rounding of the mean alone can make a constant seem to vary.
-        constant = (x.amin(0) == x.amax(0)) | (std < torch.finfo(self.std.dtype).tiny)
+        mean, std, _ = self._moments(x, self.std.dtype)
         self.mean.copy_(mean)
-        self.std.copy_(std.masked_fill(constant, 1.0))
+        self.std.copy_(std)

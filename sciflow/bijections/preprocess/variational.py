@@ -38,12 +38,14 @@ class VariationalDequantize(Dequantize):
     preprocessing averages over ``num_draws`` points of the cell, the same for every row, each weighted by
     :math:`p / q` (Burda et al., arXiv:1509.00519): ``log_prob(x)`` and ``likelihood(x)``, of kind "elbo" with its
     error, bound the log-density of the cell as a whole; add :math:`\sum_i \log \Delta_i` for the log-probability of the
-    grid value. ``encode`` sees one point of the cell; the inverse goes back to the grid.
+    grid value. Far from all training rows :math:`q` is not trained, and may hardly draw from where :math:`p` is: there
+    the bound may be nats below, and more than its error says. ``encode`` sees one point of the cell; the inverse goes
+    back to the grid.
 
     Args:
         event_shape: Shape of one event.
-        step: Distance :math:`\Delta` of grid values; None to take the smallest gap of each element's training values.
-        num_draws: Points of a cell in eval mode: each costs a pass, and more of them bring the bound closer.
+        step: Distance :math:`\Delta` of grid values; None to find that of each element's training values.
+        num_draws: Points of a cell in eval mode, 4 or more: each costs a pass, and more of them bring the bound closer.
         num_transforms: Couplings of :math:`q`.
         hidden_features: Hidden widths of their networks.
         num_bins: Bins of their splines.
@@ -60,7 +62,7 @@ class VariationalDequantize(Dequantize):
     """
 
     kind = "variational_dequantize"
-    least_draws = 2  # one of a cell's points alone says little of it
+    has_centre = False
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, VonMises, constraints
 
 from sciflow.errors import ConfigError, ShapeError
+from sciflow.flows.arguments import GENERATORS
 from sciflow.flows.base.contract import Base
 from sciflow.flows.base.description import described
 
@@ -69,7 +70,7 @@ class TorchDistribution(Base):
             return self.distribution.sample(size)[:n].to(device, dtype)
         # Distributions draw from torch's own generators: these are set for the while, and put back.
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        with GENERATORS, torch.random.fork_rng([] if device.type == "cpu" else [device]):
             if device.type == "cpu":
                 torch.default_generator.manual_seed(seed)
             else:

@@ -64,8 +64,9 @@ def randomised(flow: Flow) -> Flow:
     """Move every weight off its neutral start, at which a wrong formula may look right."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in flow.named_parameters():
+            size = 0.015 if name.endswith("raw_log_scale") else 0.15  # which counts ten times
+            parameter += size * torch.randn(parameter.shape, generator=generator)
     return flow.eval()
 
 

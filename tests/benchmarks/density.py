@@ -4,9 +4,9 @@
     python tests/benchmarks/density.py --conditional --sets concrete,energy --seeds 3
     python tests/benchmarks/density.py --toys --out pictures
 
-Every model is ``sf.fit(sf.flows.NSF(...), rows)`` with nothing set but the seed and, in the plane, 16 bins; test rows are
-looked at once, for the table. One thread. In the plane there are many rows, for a goal of 0.01 nats: what is learned of
-100,000 is off by as much, through chance alone.
+Every model is ``sf.fit(sf.flows.NSF(...), rows)`` with nothing set but the seed and, in the plane, 16 bins; test rows
+are looked at once, for the table. One thread. In the plane there are many rows, for a goal of 0.01 nats: what is
+learned from 100,000 is off by as much, through chance alone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def main() -> None:
 
 def toys(names: list[str], seeds: int, out: Path | None) -> None:
     """KL divergence from the truth: the mean over fresh draws of log p (truth) - log p (model)."""
-    table = Table("density", "seed", "KL [nats]", "goal", "steps", "seconds", title=f"In the plane, {TOY_ROWS:,} rows, {TOY_BINS} bins")
+    title = f"In the plane, {TOY_ROWS:,} rows, {TOY_BINS} bins"
+    table = Table("density", "seed", "KL [nats]", "goal", "steps", "seconds", title=title)
     for name in names:
         truth = _beside("toys").TOYS[name]
         new = truth.sample(TOY_TEST_ROWS, seed=1_000_000)

@@ -54,6 +54,9 @@ class TransformerFlow(Flow):
     The paper's noise on the data, and the denoising of draws that it calls for, are left out: they model another
     density than that of the data. A discrete variable is better dequantised (``preprocess``).
 
+    Second derivatives need ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around them: torch's fused attention has
+    first ones alone, and says so.
+
     Args:
         event_shape: Shape of one event.
         context_shape: Shape of what the density is conditioned on, or None.

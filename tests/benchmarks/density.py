@@ -82,6 +82,7 @@ def toys(names: list[str], seeds: int, out: Path | None) -> None:
             table.add_row(
                 truth.name, str(seed), _mean(difference, 4), f"<= {TOY_GOAL}", f"{fit.steps:,}", f"{fit.seconds:.0f}"
             )
+            _tell(f"{truth.name}, seed {seed}: KL {_mean(difference, 4)}")
             if out is not None:
                 print(draw(truth, fit.density, out / f"{name}_{seed}.png"))
     Console(width=120).print(table)

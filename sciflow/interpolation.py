@@ -77,9 +77,9 @@ def interpolate(density: Density, x_a: Any, x_b: Any, n: int, context: Any = Non
 
 def _path(a: Tensor, b: Tensor, steps: int, angles: Sequence[int]) -> Tensor:
     """Points ``[steps, *batch, num_features]``: angles by the short arc, the others by the great circle."""
-    others = [place for place in range(a.shape[-1]) if place not in angles]
     if not angles:
         return _great_circle(a, b, steps)
+    others = [place for place in range(a.shape[-1]) if place not in angles]
     path = a.expand(steps, *a.shape).clone()
     share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.ndim)
     arc = torch.remainder(b[..., angles] - a[..., angles] + math.pi, math.tau) - math.pi

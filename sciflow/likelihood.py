@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Likelihood", "Status", "concatenated", "importance_weighted"]
+__all__ = ["Likelihood", "Status", "concatenated", "error_of_mean", "importance_weighted"]
 
 _PER_ROW = ("log_prob", "error", "nfe", "status")
 
@@ -100,14 +100,26 @@ def importance_weighted(each: Likelihood) -> Likelihood:
     num_draws = len(each.log_prob)
     return Likelihood(
         log_prob=torch.logsumexp(each.log_prob, 0) - math.log(num_draws),
-        error=_error_of_mean(each.log_prob.detach(), each.error.detach()),
+        error=_error_of_log_mean(each.log_prob.detach(), each.error.detach()),
         nfe=each.nfe.sum(0, dtype=each.nfe.dtype),
         status=each.status.amax(0),
         kind="elbo",
     )
 
 
-def _error_of_mean(log_weights: Tensor, errors: Tensor) -> Tensor:
+def error_of_mean(values: Tensor, dim: int) -> Tensor:
+    """Return the standard error of the mean of 4 numbers or more, widened as Student's t is wider than a normal.
+
+    Example:
+        >>> error_of_mean(torch.tensor([1.0, 2.0, 3.0, 4.0]), dim=0)
+        tensor(1.1180)
+    """
+    n = values.shape[dim]
+    off = values - values.mean(dim, keepdim=True)
+    return (off.square().sum(dim) / (n * (n - 3))).sqrt()
+
+
+def _error_of_log_mean(log_weights: Tensor, errors: Tensor) -> Tensor:
     """The error of the logarithm of the mean weight, ``[*batch]``; of weights that are all zero it is certain."""
     n = len(log_weights)
     if n < 4:
@@ -118,7 +130,7 @@ def _error_of_mean(log_weights: Tensor, errors: Tensor) -> Tensor:
     weights = torch.exp(relative)
     mean = weights.mean(0).masked_fill(none, 1)
     weights = weights / mean
-    of_draws = (weights - weights.mean(0)).square().sum(0) / (n * (n - 3))
+    of_draws = error_of_mean(weights, dim=0).square()
     of_errors = (weights * errors).mean(0).square()  # as if it were the same mistake in all of them
 
     possible = ~torch.isneginf(relative)

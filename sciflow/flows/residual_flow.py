@@ -15,6 +15,7 @@ from sciflow.errors import ConfigError
 from sciflow.flows.arguments import MOST_FEATURES, Arguments, seeded
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
+from sciflow.likelihood import error_of_mean
 from sciflow.nets import LipschitzMLP
 
 __all__ = ["ResidualFlow"]
@@ -133,7 +134,7 @@ class ResidualFlow(Flow):
                 z, log_det = bijection.exact(z, c)
                 log_dets, num_products = log_dets + log_det.unsqueeze(-1), num_products + z.shape[-1]
         log_prob = self.base.log_prob(z.reshape(y.shape)) + log_dets.mean(-1)
-        error = _error(log_dets) if estimated else torch.zeros_like(log_prob)
+        error = error_of_mean(log_dets, dim=-1) if estimated else torch.zeros_like(log_prob)
         # One evaluation is that of all networks in turn, and so is one product with their Jacobians.
         nfe = 1 + num_products / self.arguments["num_transforms"]
         return Likelihood(
@@ -174,13 +175,6 @@ def _draws(num_estimates: int = NUM_ESTIMATES, seed: int = 0, **unknown: Any) ->
     # Of three numbers or fewer, Student's t has no standard deviation.
     num_estimates = options.whole("num_estimates", num_estimates, 4, 1 << 20)
     return num_estimates, torch.Generator().manual_seed(options.whole("seed", seed, 0, MOST_SEED))
-
-
-def _error(estimates: Tensor) -> Tensor:
-    """Standard error of the mean, widened as Student's t is wider than a normal."""
-    n = estimates.shape[-1]
-    off = estimates - estimates.mean(-1, keepdim=True)
-    return (off.square().sum(-1) / (n * (n - 3))).sqrt()
 
 
 def _flat(context: Tensor | None) -> Tensor | None:

@@ -104,21 +104,21 @@ def train(
     devices = [process.device] if process.device.type == "cuda" else []
     # Noise is drawn from torch's own generators, whose state is the caller's; so is whether there are gradients.
     # What is compiled must not depend on where a run was interrupted: all steps count, also those done before.
-    steps = Budget.of(settings, len(data.train)).max_steps
-    with torch.random.fork_rng(devices), torch.enable_grad(), compiling(settings.compile), repeated(steps):
-        return _train(density, data, settings, process, metrics, folder, stop_requested)
+    budget = Budget.of(settings, len(data.train))
+    with torch.random.fork_rng(devices), torch.enable_grad(), compiling(settings.compile), repeated(budget.max_steps):
+        return _train(density, data, settings, budget, process, metrics, folder, stop_requested)
 
 
 def _train(
     density: Density,
     data: TrainingData,
     settings: Training,
+    budget: Budget,
     process: Process,
     metrics: Metrics,
     folder: Path | None,
     stop_requested: Callable[[], bool],
 ) -> Outcome:
-    budget = Budget.of(settings, len(data.train))
     plan = _plan(data.train, budget, settings)
     loader = Loader(
         data.train, plan, _shape(density.context_shape), data.dtype, rank=process.rank, world_size=process.world_size

@@ -35,12 +35,12 @@ class Log(Preprocessor):
         (tensor([0.6931]), tensor([-0.6931,    -inf]))
     """
 
+    low: Tensor
+
     def __init__(self, event_shape: Sequence[int], low: float = 0.0) -> None:
         require_numbers("log", low=low)
         super().__init__(event_shape)
         self._element("low", low, given=True)
-
-    low: Tensor
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(x)

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sciflow import bijections, errors, flows
+    from sciflow import bijections, contexts, diffusion, errors, flows
     from sciflow.data.shard import shard
     from sciflow.data.store import Store, open_store
     from sciflow.density import Density, Likelihood, Status
@@ -44,7 +44,7 @@ _HOMES = {
     "shard": "sciflow.data.shard",
     "train": "sciflow.training.train",
 }
-_SUBPACKAGES = ("bijections", "errors", "flows")
+_SUBPACKAGES = ("bijections", "contexts", "diffusion", "errors", "flows")
 
 __all__ = [
     "Density",
@@ -54,6 +54,8 @@ __all__ = [
     "Status",
     "Store",
     "bijections",
+    "contexts",
+    "diffusion",
     "errors",
     "fit",
     "flows",

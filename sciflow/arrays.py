@@ -10,7 +10,7 @@ import torch
 
 from sciflow.errors import DataError, first_line, nearest
 
-__all__ = ["column_names", "numbers", "require_values"]
+__all__ = ["as_tensor", "column_names", "numbers", "require_values"]
 
 
 def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = None) -> np.ndarray:
@@ -49,6 +49,38 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
     if array.dtype.kind not in "fiub":
         raise DataError(f"{what} are made of real numbers; got an array of {array.dtype}")
     return array
+
+
+def as_tensor(
+    values: Any,
+    what: str,
+    columns: Sequence[str] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Return real numbers as a tensor; one that is a tensor keeps its gradient.
+
+    Args:
+        values: As for :func:`numbers`.
+        what: What to call them in messages.
+        columns: Names of the columns, where they are known.
+        dtype: Of the tensor.
+        device: Where it is to be.
+
+    Raises:
+        DataError: They are no real numbers, or a table has other columns.
+
+    Example:
+        >>> as_tensor([1, 2], "events")
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    if isinstance(values, torch.Tensor):
+        require_values(values, what)
+    else:
+        # A copy: the caller's array may be read-only.
+        values = torch.from_numpy(np.array(numbers(values, what, columns), np.float64))
+    return values.to(device=device, dtype=dtype)
 
 
 def require_values(tensor: torch.Tensor, what: str) -> None:

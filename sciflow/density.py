@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sciflow.arrays import numbers, require_values
+from sciflow.arrays import as_tensor
+from sciflow.conditions import Columns, Conditions
+from sciflow.contexts import Contexts, ContextShape
 from sciflow.degenerate import blur
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.likelihood import Likelihood, Status, concatenated, importance_weighted
+from sciflow.shapes import checked_draws, checked_shape
 
 __all__ = ["MOST_SEED", "Density", "Likelihood", "Status", "checked_shape"]
 
@@ -26,7 +28,7 @@ MOST_SEED = 2**63 - 1  # What torch's generators take.
 _ROWS_AT_A_TIME = 1 << 16  # where each row comes as several draws
 _DRAWS, _MOST_DRAWS = 16, 1 << 16
 _MOST_VALUES = 1 << 38  # a terabyte in float32
-_MOST_ELEMENTS = 1 << 30  # of one event
+_NO_CONTEXT = "this density has no context: build it with context_shape=..., or leave context out"
 
 
 class Density(nn.Module, ABC):
@@ -39,26 +41,30 @@ class Density(nn.Module, ABC):
 
     so that no family can forget the units. It also checks shapes and broadcasts the context, once for all families.
     A family gives the underscored methods, which see one batch dimension: ``y`` of shape ``[n, *event_shape]`` and
-    ``context`` of shape ``[n, *context_shape]`` or None.
+    ``context`` of shape ``[n, *context_shape]`` or None, as :meth:`_normalise_context` leaves it.
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a kind of context such as
+            :class:`sciflow.contexts.Label`, or several of them by name; or None. Contexts by name are packed in one
+            vector.
         preprocess: Bijection from data units to normalised units.
         preprocess_context: The same for the context; its Jacobian does not count. None where there is no context.
         arguments: The constructor's arguments, as JSON can hold them; ``load`` builds the model from them.
     """
 
     family: ClassVar[str]
+    #: What the training loss is called: "loss" where it is minus log p, in nats; "objective" where it is not.
+    objective: ClassVar[Literal["loss", "objective"]] = "loss"
     blur: Tensor | None
     layout: dict[str, Any] | None
-    context_columns: Sequence[str] | None
+    context_columns: Columns
     provenance: dict[str, Any]
 
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         preprocess: nn.Module,
         preprocess_context: nn.Module | None = None,
@@ -66,12 +72,12 @@ class Density(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.event_shape = checked_shape(event_shape, "event_shape")
-        self.context_shape = None if context_shape is None else checked_shape(context_shape, "context_shape")
+        self.conditions = Conditions.of(context_shape)
         self.preprocess = preprocess
         self.preprocess_context = preprocess_context
         self.arguments = {
             "event_shape": list(self.event_shape),
-            "context_shape": None if self.context_shape is None else list(self.context_shape),
+            "context_shape": None if self.conditions is None else self.conditions.specification,
             **arguments,
         }
         self.register_buffer("blur", None, persistent=False)
@@ -87,14 +93,15 @@ class Density(nn.Module, ABC):
         Args:
             x: ``[*batch, *event_shape]``, data units; a tensor, an array, or a table with the trained columns.
             context: ``[*context_batch, *context_shape]``, broadcast over the batch; one for all, or one a row; a
-                table goes by name where a table was trained on.
+                table goes by name where a table was trained on. Of contexts by name, a mapping from name to
+                ``[*context_batch, *shape]``, which broadcast, or all of them side by side as one array.
 
         Returns:
             ``[*batch]``, with a gradient where ``x`` or ``context`` is a tensor.
 
         Raises:
             ShapeError: Event or context has another shape than the density was made for.
-            DataError: They are no real numbers, or columns are missing.
+            DataError: They are no real numbers, columns are missing, or a label or token is none that there is.
         """
         num_draws = self._num_draws
         with self._gradient(x, context):
@@ -107,7 +114,7 @@ class Density(nn.Module, ABC):
 
         Args:
             x: ``[*batch, *event_shape]``, data units.
-            context: ``[*context_batch, *context_shape]``, broadcast over the batch.
+            context: As :meth:`log_prob` takes it, broadcast over the batch.
             method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own. Every
                 density of values that are dequantised has ``"elbo"``, a mean over the cell of the value, with
                 ``num_draws`` for an option.
@@ -135,31 +142,40 @@ class Density(nn.Module, ABC):
 
         Args:
             n: Number of draws, or a shape of draws.
-            context: ``[*context_batch, *context_shape]``: ``n`` draws for each of them.
+            context: As :meth:`log_prob` takes it: ``n`` draws for each of ``[*context_batch]``.
             seed: A seed or a generator on the model's device; None draws from torch's own generator.
             **options: Of the family's sampler.
 
         Returns:
             ``[n, *context_batch, *event_shape]``, without gradient.
         """
-        shape = _draws(n)
+        shape = checked_draws(n)
         c = self._context(context)
-        batch = shape if c is None else (*shape, *c.shape[: c.ndim - len(self.context_shape or ())])
+        context_batch = () if c is None else c.shape[: c.ndim - len(self.context_shape or ())]
+        batch = (*shape, *context_batch)
         if math.prod(batch) * self.event_shape.numel() > _MOST_VALUES:
             raise ShapeError(f"cannot draw {n!r:.80} events at once: no memory holds so many; draw them part by part")
-        if c is not None:
-            assert self.context_shape is not None
-            c = c.expand(*batch, *self.context_shape).reshape(-1, *self.context_shape)
         generator = self._generator(seed)
         with torch.no_grad():
-            y = self._sample(math.prod(batch), self._normalise_context(c), generator, **options)
+            if c is not None:
+                # Normalised once for all draws of a context.
+                c = self._normalise_context(c.reshape(math.prod(context_batch), *c.shape[len(context_batch) :]))
+                assert c is not None
+                one = c.shape[1:]
+                c = c.reshape(*context_batch, *one).expand(*batch, *one).reshape(math.prod(batch), *one)
+            y = self._sample(math.prod(batch), c, generator, **options)
             x, _ = self.preprocess.inverse(y)  # type: ignore[operator]
-        return x.reshape(*batch, *self.event_shape)
+        # A family may return what it passed on the way, too, in dimensions that lead.
+        return x.reshape(*y.shape[: y.ndim - len(self.event_shape) - 1], *batch, *self.event_shape)
 
     def loss(self, x: Any, context: Any = None) -> Tensor:
-        """Return what training lowers, ``[*batch]``, one value a row: nats in data units wherever it bounds log p."""
+        """Return what training lowers, ``[*batch]``, one value a row.
+
+        In evaluation mode it is minus log p, or minus what bounds log p from below: nats, data units. While training it
+        may be something else, see :attr:`objective`.
+        """
         num_draws = self._num_draws
-        y, c, log_det, batch = self._normalise(x, context, num_draws)
+        y, c, log_det, batch = self._normalise(x, context, num_draws, checked=False)
         losses = self._loss(y, c, log_det).reshape(batch)
         return losses.mean(0) if num_draws else losses
 
@@ -175,6 +191,40 @@ class Density(nn.Module, ABC):
             z, c, batch = self._rows(z, context)
             x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
             return x.reshape(*batch, *self.event_shape)
+
+    def pack_context(self, context: Any) -> Tensor:
+        """Put contexts as users give them side by side, as stores hold them.
+
+        Args:
+            context: As :meth:`log_prob` takes it.
+
+        Returns:
+            ``[*context_batch, *context_shape]``, float64, on the CPU; it is a context for all other methods.
+
+        Raises:
+            ShapeError: The density has no context, or one of another shape.
+            DataError: They are no real numbers, columns are missing, or a label or token is none that there is.
+        """
+        if self.conditions is None:
+            raise ShapeError(_NO_CONTEXT)
+        packed = self.conditions.pack(context, self._context_columns())
+        self.conditions.require_allowed(packed)
+        return packed
+
+    def knows(self, context: Tensor) -> Tensor:
+        """Which of packed contexts ``[n, *context_shape]`` log p can be told for, ``[n]``; of others it is NaN."""
+        assert self.contexts is not None
+        return self.contexts.known(context.flatten(1))
+
+    @property
+    def context_shape(self) -> torch.Size | None:
+        """Shape of one context as it is packed, or None."""
+        return None if self.conditions is None else self.conditions.shape
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """What the density is conditioned on, or None."""
+        return None if self.conditions is None else self.conditions.contexts
 
     @property
     def latent_angles(self) -> Sequence[int]:
@@ -275,10 +325,10 @@ class Density(nn.Module, ABC):
         )
 
     def _normalise(
-        self, x: Any, context: Any, num_draws: int = 0
+        self, x: Any, context: Any, num_draws: int = 0, checked: bool = True
     ) -> tuple[Tensor, Tensor | None, Tensor, tuple[int, ...]]:
         """Rows in normalised units, their context and Jacobian, and the shape of the batch; draws of noise lead it."""
-        rows, c, batch = self._rows(x, context)
+        rows, c, batch = self._rows(x, context, checked)
         return *self._normalise_rows(rows, c, num_draws), (num_draws, *batch) if num_draws else batch
 
     def _normalise_rows(
@@ -293,7 +343,7 @@ class Density(nn.Module, ABC):
             y = y + self.blur * torch.randn_like(y)
         if context is not None:
             # Networks may lose a NaN on the way, and answer with a number.
-            log_det = torch.where(_rows_finite(context, context.ndim - 1), log_det, torch.nan)
+            log_det = torch.where(self.knows(context), log_det, torch.nan)
         return y, self._normalise_context(context), log_det
 
     def _normalise_context(self, context: Tensor | None) -> Tensor | None:
@@ -301,9 +351,9 @@ class Density(nn.Module, ABC):
             return context
         return self.preprocess_context(context)[0]
 
-    def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None, torch.Size]:
+    def _rows(self, x: Any, context: Any, checked: bool = True) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Flatten the batch to one dimension and give every row its context."""
-        x = self._tensor(x, "events")
+        x = self._events(x)
         num_event_dims = len(self.event_shape)
         if x.ndim < num_event_dims or x.shape[x.ndim - num_event_dims :] != self.event_shape:
             raise ShapeError(
@@ -311,7 +361,7 @@ class Density(nn.Module, ABC):
                 f"got {list(x.shape)}"
             )
         batch = x.shape[: x.ndim - num_event_dims]
-        c = self._context(context)
+        c = self._context(context, checked)
         if c is not None:
             assert self.context_shape is not None
             lead = c.shape[: c.ndim - len(self.context_shape)]
@@ -325,28 +375,20 @@ class Density(nn.Module, ABC):
             c = c.reshape(-1, *self.context_shape)
         return x.reshape(-1, *self.event_shape), c, batch
 
-    def _context(self, context: Any) -> Tensor | None:
-        if self.context_shape is None:
+    def _context(self, context: Any, checked: bool = True) -> Tensor | None:
+        """Contexts in one tensor; ``checked`` for labels and tokens that there are not, which costs a GPU a wait."""
+        if self.conditions is None:
             if context is not None:
-                raise ShapeError("this density has no context: build it with context_shape=..., or leave context out")
+                raise ShapeError(_NO_CONTEXT)
             return None
-        if context is None:
-            raise ShapeError(f"this density is conditional: give context of shape {list(self.context_shape)}")
-        c = self._tensor(context, "context")
-        num_context_dims = len(self.context_shape)
-        if c.ndim < num_context_dims or c.shape[c.ndim - num_context_dims :] != self.context_shape:
-            raise ShapeError(f"context of shape {list(self.context_shape)} expected, got {list(c.shape)}")
+        c = self.conditions.pack(context, self._context_columns(), dtype=self.dtype, device=self.device)
+        if checked and not torch.compiler.is_compiling():
+            self.conditions.require_allowed(c)
         return c
 
-    def _tensor(self, values: Any, what: str) -> Tensor:
-        """A tensor of the model's dtype, on its device; arrays, labelled ones too, are taken by value."""
-        if isinstance(values, Tensor):
-            require_values(values, what)
-        else:
-            columns = self._columns() if what == "events" else self._context_columns()
-            # A copy: the caller's array may be read-only.
-            values = torch.from_numpy(np.array(numbers(values, what, columns), np.float64))
-        return values.to(device=self.device, dtype=self.dtype)
+    def _events(self, x: Any) -> Tensor:
+        columns = None if isinstance(x, Tensor) else self._columns()
+        return as_tensor(x, "events", columns, dtype=self.dtype, device=self.device)
 
     def _columns(self) -> Sequence[str] | None:
         """Names of the columns, where the density was trained on a table."""
@@ -355,7 +397,7 @@ class Density(nn.Module, ABC):
         columns: Sequence[str] = self.layout["variables"]
         return columns
 
-    def _context_columns(self) -> Sequence[str] | None:
+    def _context_columns(self) -> Columns:
         """The same of the context: of a table of its own, or of variables of a store that are a column each."""
         if self.context_columns is not None or self.layout is None:
             return self.context_columns
@@ -364,7 +406,8 @@ class Density(nn.Module, ABC):
 
     def _gradient(self, *given: Any) -> AbstractContextManager[Any]:
         """Keep track of gradients for those who work with tensors; others want numbers."""
-        return nullcontext() if any(isinstance(value, Tensor) for value in given) else torch.no_grad()
+        values = [inner for value in given for inner in (value.values() if isinstance(value, Mapping) else (value,))]
+        return nullcontext() if any(isinstance(value, Tensor) for value in values) else torch.no_grad()
 
     def _generator(self, seed: int | torch.Generator | None) -> torch.Generator | None:
         if seed is None or isinstance(seed, torch.Generator):
@@ -378,38 +421,10 @@ class Density(nn.Module, ABC):
         return torch.Generator(device=self.device).manual_seed(number)
 
 
-def checked_shape(shape: Sequence[int], name: str) -> torch.Size:
-    """Return an event or context shape as torch has it; an error names it as the argument ``name``."""
-    if isinstance(shape, int):
-        raise ShapeError(f"{name} must be a sequence, such as ({shape},); got {shape}")
-    try:
-        sizes = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        raise ShapeError(f"{name} must be a sequence of whole numbers, such as (3,); got {shape!r}") from None
-    if len(sizes) == 0 or min(sizes) < 1:
-        raise ShapeError(f"{name} must hold at least one dimension, each of 1 or more; got {sizes}")
-    if math.prod(sizes) > _MOST_ELEMENTS:
-        raise ShapeError(f"{name} must hold at most {_MOST_ELEMENTS:,} elements; got {sizes!r:.80}")
-    return torch.Size(sizes)
-
-
 def _checked_draws(num_draws: Any) -> int:
     if not isinstance(num_draws, int) or isinstance(num_draws, bool) or not 4 <= num_draws <= _MOST_DRAWS:
         raise ConfigError(f"num_draws must be 4 to {_MOST_DRAWS:,}; got {num_draws!r}")
     return num_draws
-
-
-def _draws(n: Any) -> tuple[int, ...]:
-    """The shape of what is drawn."""
-    try:
-        shape = (
-            tuple(operator.index(size) for size in n) if isinstance(n, Sequence | torch.Size) else (operator.index(n),)
-        )
-    except TypeError:
-        raise ShapeError(f"cannot draw {n!r} events: give a whole number, or a shape") from None
-    if any(size < 0 for size in shape):
-        raise ShapeError(f"cannot draw {n} events: ask for 0 or more")
-    return shape
 
 
 def _rows_finite(x: Tensor, num_event_dims: int) -> Tensor:

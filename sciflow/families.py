@@ -12,14 +12,18 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sciflow import model_file
+from sciflow.conditions import Conditions
 from sciflow.config import must_be
+from sciflow.contexts import ContextShape
 from sciflow.density import Density
-from sciflow.errors import ConfigError, nearest
+from sciflow.diffusion import Diffusion
+from sciflow.errors import ConfigError, SciflowError, nearest
 from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, ResidualFlow, TransformerFlow
 
 __all__ = ["FAMILIES", "build", "load"]
 
 FAMILIES: dict[str, type[Density]] = {
+    Diffusion.family: Diffusion,
     Glow.family: Glow,
     IAF.family: IAF,
     MAF.family: MAF,
@@ -31,16 +35,18 @@ FAMILIES: dict[str, type[Density]] = {
 }
 
 
-def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: Sequence[int] | None = None) -> Density:
+def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: ContextShape | None = None) -> Density:
     """Build a density from a workflow's ``model`` section: a family's name and its constructor's arguments.
 
     Args:
-        model: ``{"name": "nsf", "num_transforms": 8}``.
+        model: ``{"name": "nsf", "num_transforms": 8}``. Its key ``context_shape`` says what the numbers of the data's
+            context are, in order: ``{"season": {"label": 4}, "place": [2], "coarse": {"field": [1, 8, 8]}}``.
         event_shape: Shape of one event.
         context_shape: Shape of what it is conditioned on, or None.
 
     Raises:
-        ConfigError: The family or an argument is unknown, or an argument's value is wrong.
+        ConfigError: The family or an argument is unknown, or an argument's value is wrong, or the data's context has
+            another size than that of the model.
 
     Example:
         >>> build({"name": "nsf", "num_transforms": 1}, (2,)).event_shape
@@ -52,6 +58,8 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
     if not isinstance(model, Mapping):
         raise ConfigError(f"model: a mapping expected, such as {{name: nsf}}; got {model!r:.80}")
     arguments = dict(model)
+    if "context_shape" in arguments:
+        context_shape = _split(arguments.pop("context_shape"), context_shape)
     name = arguments.pop("name", None)
     # As the class is called, or with its words apart: RealNVP, real_nvp, real-nvp.
     plain = str(name).lower().replace("_", "").replace("-", "")
@@ -60,7 +68,7 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: S
     family = FAMILIES[plain]
     parameters = inspect.signature(family).parameters
     hints = get_type_hints(family.__init__)
-    known = [key for key in parameters if key not in ("event_shape", "context_shape")]
+    known = [key for key in parameters if key != "event_shape"]
     for key, value in arguments.items():
         if key not in known:
             raise ConfigError(f"model.{key}: unknown key; {nearest(str(key), known)}")
@@ -86,6 +94,27 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Density:
         torch.Size([2])
     """
     return model_file.load(path, FAMILIES, device)
+
+
+def _split(declared: Any, context_shape: ContextShape | None) -> ContextShape | None:
+    """What a workflow's model takes the data's context for."""
+    if declared is None and context_shape is None:
+        return None
+    try:
+        conditions = Conditions.of(declared)
+    except SciflowError as error:
+        raise ConfigError(f"model.{error}") from None
+    found = Conditions.of(context_shape)
+    if conditions is None or found is None or conditions.contexts.size != found.contexts.size:
+        contexts = {} if conditions is None else conditions.contexts
+        parts = ", ".join(f"{name} {part.shape.numel()}" for name, part in contexts.items()) or "none"
+        size = "no context" if found is None else f"a context of {found.contexts.size} numbers"
+        raise ConfigError(
+            f"model.context_shape: the data have {size}, the model's is {parts}: name the parts of the data's context "
+            "in their order, with sizes that add up to its own"
+        )
+    is_vector = not conditions.declared and len(conditions.shape) == 1
+    return conditions.shape if is_vector else conditions.contexts
 
 
 def _require_kind(key: str, value: Any, kind: Any) -> None:

@@ -33,7 +33,7 @@ _ENTRIES: dict[str, tuple[type, ...]] = {
     "arguments": (dict,),
     "dtype": (str,),
     "layout": (dict, type(None)),
-    "context_columns": (list, type(None)),
+    "context_columns": (list, dict, type(None)),
     "provenance": (dict,),
     "weights": (dict,),
 }

@@ -17,6 +17,7 @@ from sciflow.bijections import (
     Bijection,
     Composite,
     Coupling,
+    EachContext,
     FieldCoupling,
     Identity,
     Inverted,
@@ -39,6 +40,7 @@ from sciflow.bijections import (
     rational_quadratic_spline,
     rational_quadratic_spline_inverse,
 )
+from sciflow.contexts import Contexts, Tokens
 from sciflow.errors import ShapeError
 from sciflow.nets import LipschitzMLP, ResidualConvolution, ResidualMLP
 
@@ -97,6 +99,7 @@ BIJECTIONS = [
     Standardize((3,)).fit(20 * AMOUNTS + 280),
     NormalScores((3,), num_knots=9).fit(20 * AMOUNTS + 280),
     NormalScores((3,), uneven_only=True).fit(20 * AMOUNTS + 280),
+    EachContext(Contexts({"a": (2,), "b": (1, 2), "c": Tokens(2, features=1)})).fit(AMOUNTS.repeat(1, 2)),
     Log((3,), low=-1.0).fit(AMOUNTS),
     Log1p((3,)).fit(AMOUNTS),
     Logit((3,)).fit(AMOUNTS),

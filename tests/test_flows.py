@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sciflow.bijections import inverse_by
+from sciflow.contexts import Label, Tokens
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.families import build, load
 from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, ResidualFlow, TransformerFlow
@@ -18,6 +19,14 @@ from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, ResidualFlow
 SMALL: dict[str, Any] = {"num_transforms": 3, "hidden_features": (16, 16), "seed": 0}
 # Of convolutions, which sum over 9 places: with random weights the sums should not run away.
 NARROW: dict[str, Any] = {"num_transforms": 2, "hidden_features": (4, 4), "seed": 0}
+
+MIX: dict[str, Any] = {
+    "season": Label(4),
+    "place": (2,),
+    "coarse": (1, 2, 2),
+    "words": Tokens(3, vocabulary=5),
+    "reports": Tokens(2, features=2),
+}
 
 FLOWS = [
     NSF(event_shape=(2,), **SMALL),
@@ -31,8 +40,10 @@ FLOWS = [
     NSF(event_shape=(2, 2), context_shape=(2,), base=torch.distributions.Laplace(torch.zeros(2), 0.5), **NARROW),
     NSF(event_shape=(3,), context_shape=(2,), autoregressive=True, **SMALL),
     NSF(event_shape=(1,), context_shape=(2,), autoregressive=True, **SMALL),
+    NSF(event_shape=(2,), context_shape=MIX, **SMALL),
     MAF(event_shape=(4,), **SMALL),
     MAF(event_shape=(2,), context_shape=(3,), **SMALL),
+    MAF(event_shape=(3,), context_shape=MIX, **SMALL),
     IAF(event_shape=(3,), **SMALL),
     IAF(event_shape=(2,), context_shape=(3,), **SMALL),
     NICE(event_shape=(2,), **SMALL),
@@ -73,7 +84,28 @@ def randomised(flow: Flow) -> Flow:
 def context_for(flow: Flow) -> torch.Tensor | None:
     if flow.context_shape is None:
         return None
-    return torch.linspace(-1, 1, flow.context_shape.numel(), dtype=flow.dtype).reshape(flow.context_shape)
+    context = torch.linspace(-1, 1, flow.context_shape.numel(), dtype=flow.dtype).reshape(flow.context_shape)
+    return with_indices(flow, context)
+
+
+def contexts_for(flow: Flow, n: int, generator: torch.Generator | None = None) -> torch.Tensor | None:
+    if flow.context_shape is None:
+        return None
+    return with_indices(flow, torch.randn(n, *flow.context_shape, generator=generator))
+
+
+def with_indices(flow: Flow, context: torch.Tensor) -> torch.Tensor:
+    """Whole numbers in the place of labels and words, of which the last of three is not there."""
+    if flow.conditions is not None and flow.conditions.declared:
+        parts = flow.contexts.unpack(context)
+        for name, part in flow.contexts.items():
+            if isinstance(part, Label):
+                parts[name] = (10 * parts[name]).round().remainder(part.num_classes)
+            elif isinstance(part, Tokens) and part.vocabulary is not None:
+                parts[name] = (10 * parts[name]).round().remainder(part.vocabulary)
+                parts[name][..., -1] = -1
+        context = flow.contexts.pack(parts)
+    return context
 
 
 @pytest.fixture
@@ -142,7 +174,7 @@ class TestEveryFlow:
         x = torch.rand(512, *flow.event_shape, generator=generator).square().flatten(1).cumsum(1)
         x = x.reshape(512, *flow.event_shape)
         flow = type(flow)(**flow.arguments)
-        flow.fit_preprocessing(x, None if flow.context_shape is None else torch.randn(512, *flow.context_shape))
+        flow.fit_preprocessing(x, contexts_for(flow, 512))
         optimiser = torch.optim.Adam(flow.parameters(), 1e-2)
         losses = []
         for _ in range(30):
@@ -185,7 +217,7 @@ class TestEveryFlow:
 
     def test_a_workflow_names_it(self, flow: Flow) -> None:
         arguments = {key: value for key, value in flow.arguments.items() if not key.endswith("_shape")}
-        built = build({"name": flow.family, **arguments}, flow.event_shape, flow.context_shape)
+        built = build({"name": flow.family, **arguments}, flow.event_shape, flow.arguments["context_shape"])
         assert type(built) is type(flow)
         assert built.arguments == flow.arguments
 
@@ -196,8 +228,7 @@ def test_density_integrates_to_one(flow: Flow) -> None:
     generator = torch.Generator().manual_seed(1)
     # In units of data that are not the model's own, so that the Jacobian of the preprocessing counts too.
     x = 3 * torch.randn(100, *flow.event_shape, generator=generator) + 7
-    context = None if flow.context_shape is None else torch.randn(100, *flow.context_shape, generator=generator)
-    flow.fit_preprocessing(x, context)
+    flow.fit_preprocessing(x, contexts_for(flow, 100, generator))
     # Splines have kinks: a line is cheap to resolve well, a plane is not.
     line = torch.linspace(-40, 54, 10_001 if flow.event_shape.numel() == 1 else 801, dtype=torch.float64)
     grid = torch.cartesian_prod(*[line] * flow.event_shape.numel()).reshape(-1, *flow.event_shape)

@@ -23,6 +23,7 @@ from sciflow.bijections.preprocess import (
     VariationalDequantize,
     preprocessing,
 )
+from sciflow.bijections.preprocess.contexts import EachContext, context_preprocessing
 from sciflow.bijections.residual import Residual
 from sciflow.bijections.scale import Scale
 from sciflow.bijections.some import OnSome
@@ -40,6 +41,7 @@ __all__ = [
     "Composite",
     "Coupling",
     "Dequantize",
+    "EachContext",
     "EachItsOwn",
     "FieldCoupling",
     "Identity",
@@ -64,6 +66,7 @@ __all__ = [
     "TransformerAutoregressive",
     "Univariate",
     "VariationalDequantize",
+    "context_preprocessing",
     "initialise",
     "inverse_by",
     "preprocessing",

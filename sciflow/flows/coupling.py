@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from sciflow.arguments import Arguments
 from sciflow.bijections import (
     Bijection,
     Composite,
@@ -20,7 +21,6 @@ from sciflow.bijections import (
     Univariate,
     squeezed_shape,
 )
-from sciflow.flows.arguments import Arguments
 from sciflow.flows.sizes import Sizes
 from sciflow.nets import ResidualConvolution, ResidualMLP
 

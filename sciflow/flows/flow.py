@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.bijections import Angles, Bijection, NormalScores, Standardize, preprocessing
+from sciflow.arguments import plain, seeded
+from sciflow.bijections import Angles, Bijection, context_preprocessing, preprocessing
+from sciflow.contexts import ContextShape
 from sciflow.density import Density, Likelihood, Status, checked_shape
 from sciflow.errors import ConfigError
-from sciflow.flows.arguments import plain, seeded
 from sciflow.flows.base import Base, OnCircles, base_density
+from sciflow.flows.context_features import ContextFeatures
 from sciflow.kernels import repeated
 
 __all__ = ["Flow"]
@@ -28,9 +30,10 @@ class Flow(Density):
     Sampling is the inverse of :math:`f` at noise drawn from :math:`p_Z`. From Rezende and Mohamed, arXiv:1505.05770.
 
     Args:
-        transform: Bijection of the event, or of the flattened event, data to noise; its context is flattened.
+        transform: Bijection of the event, or of the flattened event, data to noise; its context is flattened, or what
+            :class:`sciflow.flows.context_features.ContextFeatures` makes of contexts by name.
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None.
         base: Density of the noise, see :func:`sciflow.flows.base.base_density`.
         preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
         periods: Periods of the elements that are periodic, by place in the flattened event; the transform takes them
@@ -42,7 +45,7 @@ class Flow(Density):
         self,
         transform: Bijection,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         base: Any,
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
@@ -56,18 +59,20 @@ class Flow(Density):
             event_shape,
             context_shape,
             preprocess=to_normal_units,
-            preprocess_context=None if context_shape is None else _context_preprocessing(context_shape),
+            preprocess_context=context_preprocessing(context_shape),
             arguments={**arguments, "base": noise.specification, "preprocess": preprocess},
         )
         self.transform = transform
         self.base = noise
+        with seeded(arguments.get("seed")):
+            self.features = None if self.contexts is None else ContextFeatures(self.contexts)
 
     @property
     def latent_angles(self) -> Sequence[int]:
         return self.base.angles
 
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
-        z, log_det = self.transform(self._shaped(y), _flat(context))
+        z, log_det = self.transform(self._shaped(y), context)
         return self.base.log_prob(z.reshape(y.shape)) + log_det
 
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
@@ -94,21 +99,27 @@ class Flow(Density):
             return torch.cat([self._decode(part, c) for part, c in zip(parts, contexts, strict=True)])
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        z, _ = self.transform(self._shaped(y), _flat(context))
+        z, _ = self.transform(self._shaped(y), context)
         return z.reshape(y.shape)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        y, _ = self.transform.inverse(self._shaped(z), _flat(context))
+        y, _ = self.transform.inverse(self._shaped(z), context)
         return y.reshape(z.shape)
+
+    def _normalise_context(self, context: Tensor | None) -> Tensor | None:
+        """The features ``[n, num_features]`` that the transform is conditioned on."""
+        context = super()._normalise_context(context)
+        return None if context is None or self.features is None else self.features(context.flatten(1))
 
     def _shaped(self, rows: Tensor) -> Tensor:
         """Events as the transform takes them: as they are, or flattened."""
         return rows.reshape(-1, *self.transform.event_shape)
 
     def __repr__(self) -> str:
-        context_shape = None if self.context_shape is None else tuple(self.context_shape)
+        conditions = self.conditions
+        what = conditions and (conditions.contexts if conditions.declared else tuple(conditions.shape))
         return (
-            f"{type(self).__name__}(event_shape={tuple(self.event_shape)}, context_shape={context_shape}, "
+            f"{type(self).__name__}(event_shape={tuple(self.event_shape)}, context_shape={what}, "
             f"{self._summary()}{sum(p.numel() for p in self.parameters()):,} parameters)"
         )
 
@@ -130,14 +141,3 @@ def _ends(base: Any, preprocess: Any, event_shape: torch.Size, periods: Mapping[
     if num_others == 0:
         return OnCircles(event_shape, list(periods), None), Angles(event_shape, periods, None)
     return OnCircles(event_shape, list(periods), noise), Angles(event_shape, periods, units)
-
-
-def _context_preprocessing(context_shape: Sequence[int]) -> Bijection:
-    """Vectors by normal scores where uneven; fields, whose elements must stay comparable, by their scale alone."""
-    if len(context_shape) > 1:
-        return Standardize(context_shape)
-    return NormalScores(context_shape, uneven_only=True)
-
-
-def _flat(context: Tensor | None) -> Tensor | None:
-    return None if context is None else context.flatten(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sciflow.arguments import Arguments, seeded
 from sciflow.bijections import (
     ActNorm,
     Bijection,
@@ -19,7 +20,7 @@ from sciflow.bijections import (
     initialise,
     squeezed_shape,
 )
-from sciflow.flows.arguments import Arguments, seeded
+from sciflow.contexts import ContextShape
 from sciflow.flows.coupling import Couplings, checked_scales
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
@@ -52,7 +53,8 @@ class Glow(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         num_transforms: Triples of normalisation, mixing and coupling; of a field, at every scale.
         num_scales: How often a field is squeezed to half its height and width; None for as often as both sides can
             be halved, at most 3 times.
@@ -78,7 +80,7 @@ class Glow(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         num_transforms: int = 8,
         num_scales: int | None = None,
@@ -113,7 +115,7 @@ class Glow(Flow):
         self.eval()
         with torch.no_grad():
             y, c, _ = self._normalise_rows(rows[some], None if c is None else c[some], 0)
-            initialise(self.transform, self._shaped(y), None if c is None else c.flatten(1))
+            initialise(self.transform, self._shaped(y), c)
         self.train(training)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sciflow.arguments import Arguments, seeded
 from sciflow.bijections import Inverted, ShiftScale
-from sciflow.flows.arguments import Arguments, seeded
+from sciflow.contexts import ContextShape
 from sciflow.flows.chains import autoregressive_chain
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
@@ -26,7 +27,8 @@ class IAF(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         num_transforms: Pairs of mixing and autoregressive map.
         hidden_features: Hidden widths of each network; equal neighbours make residual blocks.
         dropout: Of the networks, while training.
@@ -49,7 +51,7 @@ class IAF(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         num_transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sciflow.arguments import Arguments, seeded
 from sciflow.bijections import CircularSpline, Spline
-from sciflow.flows.arguments import Arguments, seeded
+from sciflow.contexts import ContextShape
 from sciflow.flows.chains import autoregressive_chain, coupling_chain
 from sciflow.flows.circular import circular_chain
 from sciflow.flows.flow import Flow
@@ -39,7 +40,8 @@ class NSF(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         autoregressive: Bend every feature by those before it, instead of half of them by the other half.
         num_transforms: Pairs of mixing and splines.
         hidden_features: Hidden widths of each network; equal neighbours make residual blocks.
@@ -70,7 +72,7 @@ class NSF(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         autoregressive: bool = False,
         num_transforms: int = 8,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sciflow.arguments import Arguments, seeded
 from sciflow.bijections import Composite, ShiftScale
-from sciflow.flows.arguments import Arguments, seeded
+from sciflow.contexts import ContextShape
 from sciflow.flows.coupling import Couplings, alternating, checked_scales
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
@@ -31,7 +32,8 @@ class RealNVP(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         num_transforms: Couplings; of a field, at every scale.
         num_scales: How often a field is squeezed to half its height and width; None for as often as both sides can
             be halved, at most 3 times.
@@ -58,7 +60,7 @@ class RealNVP(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         num_transforms: int = 8,
         num_scales: int | None = None,

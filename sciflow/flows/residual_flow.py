@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sciflow.arguments import MOST_FEATURES, Arguments, seeded
 from sciflow.bijections import Bijection, Composite, LULinear, Residual
 from sciflow.bijections.residual import NUM_ESTIMATES
+from sciflow.contexts import ContextShape
 from sciflow.density import MOST_SEED, Likelihood, Status
 from sciflow.errors import ConfigError
-from sciflow.flows.arguments import MOST_FEATURES, Arguments, seeded
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
 from sciflow.likelihood import error_of_mean
@@ -47,7 +48,8 @@ class ResidualFlow(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         num_transforms: Pairs of mixing and residual map.
         hidden_features: Hidden widths of each network.
         lipschitz: Bound on how far apart a network's outputs are, in units of how far its inputs are; above 0, below 1.
@@ -74,7 +76,7 @@ class ResidualFlow(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         num_transforms: int = 8,
         hidden_features: Sequence[int] = (128, 128),
@@ -120,7 +122,7 @@ class ResidualFlow(Flow):
         if method not in (None, "exact") or (options and not estimated):
             return super()._likelihood(y, context, method, **options)  # which says what is wrong
         num_estimates, generator = _draws(**options)
-        z, c = self._shaped(y), _flat(context)
+        z, c = self._shaped(y), context
         log_dets = y.new_zeros(len(y), num_estimates if estimated else 1)
         num_products = y.new_zeros(len(y))
         for bijection in self._chain:
@@ -146,13 +148,13 @@ class ResidualFlow(Flow):
         )
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        z, c = self._shaped(y), _flat(context)
+        z, c = self._shaped(y), context
         for bijection in self._chain:
             z = bijection.moved(z, c) if isinstance(bijection, Residual) else bijection(z, c)[0]
         return z.reshape(y.shape)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        y, c = self._shaped(z), _flat(context)
+        y, c = self._shaped(z), context
         for bijection in reversed(self._chain):
             y = bijection.solved(y, c) if isinstance(bijection, Residual) else bijection.inverse(y, c)[0]
         return y.reshape(z.shape)
@@ -175,7 +177,3 @@ def _draws(num_estimates: int = NUM_ESTIMATES, seed: int = 0, **unknown: Any) ->
     # Of three numbers or fewer, Student's t has no standard deviation.
     num_estimates = options.whole("num_estimates", num_estimates, 4, 1 << 20)
     return num_estimates, torch.Generator().manual_seed(options.whole("seed", seed, 0, MOST_SEED))
-
-
-def _flat(context: Tensor | None) -> Tensor | None:
-    return None if context is None else context.flatten(1)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sciflow.flows.arguments import MOST_TRANSFORMS, Arguments
+from sciflow.arguments import MOST_FEATURES, MOST_TRANSFORMS, Arguments
+from sciflow.contexts import Contexts, ContextShape
+from sciflow.flows.context_features import num_context_features
 
 __all__ = ["Sizes"]
 
@@ -18,14 +20,14 @@ class Sizes:
 
     Attributes:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a plain shape, contexts by name, or None.
         num_transforms: Maps in the chain.
         hidden_features: Hidden widths of each network.
         dropout: Of the networks, while training; 0 for those that have none.
     """
 
     event_shape: torch.Size
-    context_shape: torch.Size | None
+    context_shape: torch.Size | Contexts | None
     num_transforms: int
     hidden_features: tuple[int, ...]
     dropout: float
@@ -35,7 +37,7 @@ class Sizes:
         cls,
         arguments: Arguments,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None,
+        context_shape: ContextShape | None,
         num_transforms: int,
         hidden_features: Sequence[int],
         dropout: float | None = None,
@@ -49,9 +51,16 @@ class Sizes:
             >>> Sizes.checked(Arguments("MAF"), (2, 3), None, 8, (64, 64), 0.0).num_features
             6
         """
+        contexts = Contexts.of(context_shape)
+        if contexts is not None:
+            expected = f"such that networks read {MOST_FEATURES:,} numbers at most, one for each class of a label"
+            arguments.require("context_shape", contexts, num_context_features(contexts) <= MOST_FEATURES, expected)
+        plain = (
+            None if context_shape is None or contexts is not None else arguments.shape("context_shape", context_shape)
+        )
         return cls(
             arguments.shape("event_shape", event_shape),
-            None if context_shape is None else arguments.shape("context_shape", context_shape),
+            plain if contexts is None else contexts,
             arguments.whole("num_transforms", num_transforms, 1, MOST_TRANSFORMS),
             arguments.widths("hidden_features", hidden_features),
             0.0 if dropout is None else arguments.fraction("dropout", dropout),
@@ -64,5 +73,7 @@ class Sizes:
 
     @property
     def num_context(self) -> int:
-        """Length of the flattened context; 0 for none."""
+        """How many numbers networks read of the context; 0 for none."""
+        if isinstance(self.context_shape, Contexts):
+            return num_context_features(self.context_shape)
         return 0 if self.context_shape is None else self.context_shape.numel()

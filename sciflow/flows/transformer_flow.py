@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sciflow.arguments import Arguments, seeded
 from sciflow.bijections import Composite, TransformerAutoregressive
-from sciflow.flows.arguments import Arguments, seeded
+from sciflow.contexts import ContextShape
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
 
@@ -59,7 +60,8 @@ class TransformerFlow(Flow):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of what the density is conditioned on, or None.
+        context_shape: What the density is conditioned on: a shape, a context, contexts by name, or None; see
+            :mod:`sciflow.contexts`.
         num_transforms: Autoregressive maps, each with a transformer of its own.
         hidden_features: Widths of each transformer's layers: as many layers as entries, all equally wide.
         num_heads: Heads of the attention, a divisor of the width.
@@ -86,7 +88,7 @@ class TransformerFlow(Flow):
     def __init__(
         self,
         event_shape: Sequence[int],
-        context_shape: Sequence[int] | None = None,
+        context_shape: ContextShape | None = None,
         *,
         num_transforms: int = 4,
         hidden_features: Sequence[int] = (128, 128),

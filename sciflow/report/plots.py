@@ -33,11 +33,13 @@ __all__ = ["log_prob_histogram", "loss_curve", "score_map"]
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the training loss and minus the validation log p over the steps, and mark the best validation.
 
-    The axis follows the settled part of the curve: the first steps can be orders of magnitude above it.
+    The axis follows the settled part of the curve: the first steps can be orders of magnitude above it. What is trained
+    by something else than log p has a panel for that below.
 
     Args:
-        metrics: Records with ``step`` and either ``loss`` (training, nats) or ``validation_log_prob`` and
-            ``validation_error`` (nats). Other records, and values that are not finite, are passed over.
+        metrics: Records with ``step`` and either ``loss`` (training, nats), ``objective`` (training, where that is not
+            log p), or ``validation_log_prob`` and ``validation_error`` (nats). Other records, and values that are not
+            finite, are passed over.
 
     Returns:
         The figure; its label describes it in words.
@@ -49,23 +51,21 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    training = _series(metrics, "loss")
+    training, objective = _series(metrics, "loss"), _series(metrics, "objective")
     validation = _series(metrics, "validation_log_prob", "validation_error")
-    figure, (axes,) = new_figure(7.0, 4.0)
+    figure, (axes, *below) = new_figure(7.0, 6.0 if len(objective) else 4.0, num_rows=2 if len(objective) else 1)
     style(axes, "step", "loss, mean of $-\\log p$ (nats)")
-    if len(training) + len(validation) == 0:
+    if len(training) + len(validation) + len(objective) == 0:
         _say(axes, "nothing recorded yet")
         figure.set_label("Loss: nothing recorded yet.")
         return figure
-    label = f"Loss over {int(max(np.max(s[:, 0]) for s in (training, validation) if len(s))):,} steps"
-    if len(training):
-        many = len(training) > 50
-        if many:
-            axes.plot(
-                training[:, 0], training[:, 1], color=PALETTE[5], lw=0.8, alpha=0.5, label="training, each record"
-            )
-        median = _running_median(training[:, 1]) if many else training[:, 1]
-        axes.plot(training[:, 0], median, color=PALETTE[0], lw=1.8, label="training, median" if many else "training")
+    last = max(np.max(series[:, 0]) for series in (training, validation, objective) if len(series))
+    label = f"Loss over {int(last):,} steps"
+    _draw_training(axes, training)
+    for panel in below:
+        style(panel, "step", "training objective")
+        _draw_training(panel, objective)
+        panel.set_ylim(*_loss_limits(objective[:, 1], objective[:, 1]))
     if len(validation):
         step, loss, error = validation[:, 0], -validation[:, 1], validation[:, 2]
         axes.errorbar(
@@ -96,8 +96,11 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         )
         label += f"; best validation log p {told} nats at step {int(step[best]):,}"
     axes.set_ylim(*_loss_limits(training[:, 1], -validation[:, 1]))
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    for panel in (axes, *below):
+        if below:
+            panel.set_xlim(0, 1.03 * last)
+        panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _legend_above(figure, axes, num_columns=2)
     figure.set_label(label + ".")
     return figure
@@ -257,6 +260,17 @@ def _series(metrics: Sequence[Mapping[str, Any]], value: str, error: str | None 
     series = series[np.isfinite(series[:, :2]).all(1)]
     series[:, 2] = np.where(np.isfinite(series[:, 2]), series[:, 2], 0.0)
     return series[np.argsort(series[:, 0], kind="stable")]
+
+
+def _draw_training(axes: Axes, series: Floats) -> None:
+    """The training curve: every record, and the running median where there are many."""
+    if len(series) == 0:
+        return
+    many = len(series) > 50
+    if many:
+        axes.plot(series[:, 0], series[:, 1], color=PALETTE[5], lw=0.8, alpha=0.5, label="training, each record")
+    median = _running_median(series[:, 1]) if many else series[:, 1]
+    axes.plot(series[:, 0], median, color=PALETTE[0], lw=1.8, label="training, median" if many else "training")
 
 
 def _running_median(values: Floats) -> Floats:

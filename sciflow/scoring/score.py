@@ -60,7 +60,8 @@ def score(
         density: A trained density.
         data: A store or its path, labelled data with the variables that the density was trained on (``xarray``,
             pandas), or an array ``[n, *event_shape]``.
-        context: ``[n, *context_shape]`` for a conditional density and an array.
+        context: ``[n, *context_shape]`` for a conditional density and an array, or one for all; where contexts have
+            names, a mapping from them.
         method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for the family's own.
         batch_size: Events at a time.
         progress: Show a progress bar on a terminal.
@@ -116,9 +117,9 @@ def score_rows(
     """
     parts: list[dict[str, np.ndarray]] = []
     kind = ""
-    num_context_dims = 0 if density.context_shape is None else len(density.context_shape)
+    context = None if context is None else density.pack_context(context)
     # One context for all may come as one row, too.
-    per_row = context is not None and np.ndim(context) > num_context_dims and len(context) > 1
+    per_row = context is not None and context.ndim > len(density.context_shape or ()) and len(context) > 1
     starts = range(0, max(1, len(events)), batch_size)
     with torch.no_grad(), repeated(len(starts)):
         for start in starts:

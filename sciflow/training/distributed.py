@@ -268,7 +268,7 @@ def _following(run: Run, update: Callable[[int, str], None]) -> Iterator[None]:
         while not ended.wait(POLL_SECONDS):
             records = read_metrics(run.folder / "metrics.jsonl", TAIL_BYTES)
             if records:
-                losses = [f"loss {r['loss']:.3f}" for r in records if "loss" in r][-1:]
+                losses = [f"{n} {r[n]:.3f}" for r in records for n in ("loss", "objective") if n in r][-1:]
                 found = [f"validation {r['validation_log_prob']:.3f}" for r in records if "validation_log_prob" in r]
                 update(records[-1]["step"], ", ".join(losses + found[-1:]))
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from sciflow.arrays import column_names
 from sciflow.config import Training, validate
 from sciflow.density import Density
 from sciflow.progress import progress_bar
@@ -77,7 +76,8 @@ def fit(
         density: Trained in place, on the device where it is.
         data: A store; or events ``[n, *event_shape]`` as NumPy, torch, pandas or xarray.
         validation: Held-out events; None holds out a tenth of ``data`` (a fifth of fewer than 1,000), by ``seed``.
-        context: ``[n, *context_shape]`` for a conditional density, where ``data`` is no store.
+        context: ``[n, *context_shape]`` for a conditional density, where ``data`` is no store; where contexts have
+            names, a mapping (or a table, or an ``xarray.Dataset``) that has each as ``[n, *shape]``.
         validation_context: The same for ``validation``.
         seed: Of hold-out, order and noise.
         progress: Show a progress bar on a terminal.
@@ -88,8 +88,8 @@ def fit(
 
     Raises:
         ConfigError: A setting is unknown or out of range, or the density was built in inference mode.
-        DataError: Too few rows, or missing values; with ``degenerate="error"`` also a constant, duplicate or discrete
-            variable, of which there is a warning otherwise.
+        DataError: Too few rows, missing values, or a label or token that there is not; with ``degenerate="error"`` also
+            a constant, duplicate or discrete variable, of which there is a warning otherwise.
         ShapeError: Events or context are not of the density's shape.
         TrainingError: The loss is not finite; names step and rows.
 
@@ -106,7 +106,9 @@ def fit(
     with torch.inference_mode(False):
         prepare(density, rows, chosen.degenerate, layout)
         density.layout = None if layout is None else layout.to_json()
-        density.context_columns = None if context is None else column_names(context, "context")
+        density.context_columns = None
+        if context is not None and density.conditions is not None:
+            density.context_columns = density.conditions.columns(context)
         budget = Budget.of(chosen, len(rows.train))
         with progress_bar("training", budget.max_steps, progress) as update:
             metrics = Metrics(every=max(1, budget.max_steps // 200), update=update)

@@ -129,6 +129,7 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, budget.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = WeightAverage(density, settings.ema_decay)
     state = _restore(density, optimizer, average, folder, process) or _State()
+    metrics.objective = density.objective
     metrics.resume_from(state.step)
     began = time.monotonic() - state.seconds
     spare = _spare_row(data, density)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sciflow.errors import RunError
 from sciflow.training.evaluate import Evaluation
@@ -23,12 +23,18 @@ class Metrics:
         folder: Where ``metrics.jsonl`` and ``tensorboard/`` are written; None keeps the records in memory alone.
         every: Steps between records of the training loss; the first step has one of its own.
         update: Called at every step with the step and a few words, for a progress bar.
+
+    Attributes:
+        records: All that was recorded.
+        objective: What the training loss is called: ``"loss"`` where it is minus log p, in nats; ``"objective"`` where
+            it is something else.
     """
 
     def __init__(
         self, folder: Path | None = None, every: int = 10, update: Callable[[int, str], None] = lambda step, note: None
     ) -> None:
         self.records: list[dict[str, Any]] = []
+        self.objective: Literal["loss", "objective"] = "loss"
         self._folder, self._every, self._update = folder, every, update
         self._file: Any = None
         self._board: Any = None
@@ -62,12 +68,12 @@ class Metrics:
             self._record(
                 step=step,
                 epoch=epoch,
-                loss=mean,
+                **{self.objective: mean},
                 learning_rate=learning_rate,
                 gradient_norm=gradient_norm,
                 rows_per_second=round(self._rows / max(1e-9, now - self._since), 1),
             )
-            self._note = f"loss {mean:.3f}" + self._note[self._note.find(",") :] * ("," in self._note)
+            self._note = f"{self.objective} {mean:.3f}" + self._note[self._note.find(",") :] * ("," in self._note)
             self._loss, self._steps, self._rows, self._since = 0.0, 0, 0, now
         self._update(step, self._note)
 

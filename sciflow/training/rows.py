@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sciflow.arrays import column_names, numbers
+from sciflow.arrays import numbers
+from sciflow.conditions import Columns, Conditions
+from sciflow.contexts import Field, Vector
 from sciflow.data.layout import Layout
 from sciflow.data.loader import ArrayRows, Rows, sequential
 from sciflow.data.source import GridSource
@@ -38,13 +40,14 @@ def training_data(
         density: What is to be trained; decides shapes and dtype.
         data: A store or its path, or arrays of events.
         validation: Arrays of held-out events; None holds out a tenth (a fifth of fewer than 1,000).
-        context: Context of ``data``, where they are arrays.
+        context: Context of ``data``, where they are arrays; a mapping where contexts have names.
         validation_context: Context of ``validation``.
         seed: Of the hold-out.
 
     Raises:
         ConfigError: The density was built in inference mode.
-        DataError: There are too few rows, or some are not finite, or not in the density's floating type.
+        DataError: There are too few rows, or some are not finite, or not in the density's floating type, or have a
+            label or token that there is not.
         LayoutError: The store's events are not of the density's shape.
         ShapeError: The arrays are not of the density's shape.
     """
@@ -58,7 +61,7 @@ def training_data(
         return _of_store(density, data), data.layout, data.fingerprint
     dtype = "float64" if density.dtype == torch.float64 else "float32"
     events, layout = _events(data, density, dtype, "events")
-    columns = None if context is None else column_names(context, "context")
+    columns = None if context is None or density.conditions is None else density.conditions.columns(context)
     contexts = _contexts(context, density, len(events), dtype, "context", columns)
     if validation is not None:
         held_events, held_layout = _events(validation, density, dtype, "validation events")
@@ -94,16 +97,16 @@ def prepare(
         layout: Names the event's elements, where they have names.
 
     Raises:
-        DataError: A value is not finite, or an element of the event is constant, another's copy, or discrete.
+        DataError: A value is not finite, or an element of the event is constant, another's copy, or discrete; or a
+            label or token is none that there is.
     """
     events, context, places = _sample(data.train, density, data.dtype)
-    for what, values in (("", events), (" context", context)):
-        if values is None:
-            continue
-        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(-1))
-        if len(bad):
-            rows = places[bad] if data.numbers is None else data.numbers[places[bad]]
-            raise DataError(f"{data.name} {named_rows(rows.tolist())}:{what} not finite; drop or fill them first")
+    rows = places if data.numbers is None else data.numbers[places]
+    bad = ~np.isfinite(events.reshape(len(events), -1)).all(-1)
+    if bad.any():
+        raise DataError(f"{data.name} {named_rows(rows[bad].tolist())}: not finite; drop or fill them first")
+    if context is not None:
+        _require_known(density, context, rows, data.name)
     if degenerate is not None:
         complain(_doubts(density, data, events, layout), degenerate, stacklevel=3)
     density.fit_preprocessing(events, context)
@@ -167,20 +170,51 @@ def _all_events(source: GridSource) -> np.ndarray:
     return np.concatenate([block.events for block in source.blocks(1 << 26)])
 
 
-def _contexts(
-    context: Any, density: Density, n: int, dtype: str, what: str, columns: Sequence[str] | None
-) -> np.ndarray | None:
-    if density.context_shape is None:
+def _contexts(context: Any, density: Density, n: int, dtype: str, what: str, columns: Columns) -> np.ndarray | None:
+    conditions = density.conditions
+    if conditions is None:
         if context is not None:
             raise ShapeError("this density has no context: build it with context_shape=..., or leave context out")
         return None
-    if context is None:
-        raise ShapeError(f"this density is conditional: give context [n, {', '.join(map(str, density.context_shape))}]")
-    values = numbers(context, what, columns)
-    if values.shape != (n, *density.context_shape):
-        expected = [n, *density.context_shape]
+    if context is None and not conditions.declared:
+        raise ShapeError(f"this density is conditional: give context [n, {', '.join(map(str, conditions.shape))}]")
+    if conditions.declared or (isinstance(context, Mapping) and not hasattr(context, "data_vars")):
+        values = conditions.pack(context, columns, what).detach().numpy()
+    else:
+        assert not isinstance(columns, Mapping)
+        values = numbers(context, what, columns)
+    if values.shape != (n, *conditions.shape):
+        expected = [n, *conditions.shape]
         raise ShapeError(f"{what} of shape {expected} expected, one row an event; got {list(values.shape)}")
-    return _floats(values, dtype, what)
+    if not conditions.declared:
+        return _floats(values, dtype, what)
+    floats = _floats_of_each(values, conditions, dtype, what)
+    _require_known(density, floats, np.arange(n), what.replace("context", "rows"))
+    return floats
+
+
+def _floats_of_each(values: np.ndarray, conditions: Conditions, dtype: str, what: str) -> np.ndarray:
+    """Packed contexts in the density's own type; labels and tokens are so small that nothing is lost."""
+    parts = []
+    for name, part in conditions.contexts.unpack(torch.from_numpy(values)).items():
+        column = part.reshape(len(values), math.prod(part.shape[1:])).numpy()
+        is_real = isinstance(conditions.contexts[name], Vector | Field)
+        parts.append(_floats(column, dtype, f"{what} {name!r}") if is_real else column.astype(dtype))
+    return np.concatenate(parts, 1)
+
+
+def _require_known(density: Density, contexts: np.ndarray, rows: np.ndarray, name: str) -> None:
+    """Refuse rows whose context is missing, or is a label or token that there is not."""
+    assert density.conditions is not None
+    packed = torch.from_numpy(contexts)
+    unknown = ~density.knows(packed)
+    if unknown.any():
+        where = f"{name} {named_rows(rows[unknown.numpy()].tolist())}"
+        try:
+            density.conditions.require_allowed(packed[unknown])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        raise DataError(f"{where}: context not finite; drop or fill them first")
 
 
 def _floats(values: np.ndarray, dtype: str, what: str) -> np.ndarray:

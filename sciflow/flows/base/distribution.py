@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, VonMises, constraints
 
+from sciflow.arguments import GENERATORS
 from sciflow.errors import ConfigError, ShapeError
-from sciflow.flows.arguments import GENERATORS
 from sciflow.flows.base.contract import Base
 from sciflow.flows.base.description import described
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sciflow.flows.arguments import Arguments
+from sciflow.arguments import Arguments
 from sciflow.flows.base.contract import PACE, Base
 
 __all__ = ["GaussianMixture"]

@@ -1,0 +1,391 @@
+"""Diffusion and flow matching: a density whose noise is taken off step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sciflow.arguments import Arguments, plain, seeded
+from sciflow.bijections import context_preprocessing, preprocessing
+from sciflow.density import Density, Likelihood, Status, checked_shape
+from sciflow.diffusion.denoiser import Denoiser, GivenDenoiser, NetworkDenoiser
+from sciflow.diffusion.elbo import elbo
+from sciflow.diffusion.guidance import guidance as as_guidance
+from sciflow.diffusion.networks import network as build_network
+from sciflow.diffusion.pairing import PAIRINGS, paired
+from sciflow.diffusion.parametrization import PARAMETRIZATIONS
+from sciflow.diffusion.samplers import EDM, Past, Process, times
+from sciflow.diffusion.sampling import Drawing, draw, most_noise
+from sciflow.diffusion.schedules import Schedule
+from sciflow.diffusion.schedules import schedule as as_schedule
+from sciflow.diffusion.weighting import Weighting, spread_evenly
+from sciflow.diffusion.weighting import weighting as as_weighting
+from sciflow.errors import ConfigError, ModelFileError
+from sciflow.likelihood import error_of_mean
+from sciflow.progress import progress_bar
+
+__all__ = ["Diffusion"]
+
+_GROUPS = 4  # of draws, independent of each other: they tell how far the bound is off
+_DRAWS, _MOST_DRAWS = 64, 1 << 20
+_VALIDATION_DRAWS = 8
+_ODE_STEPS = 64
+_VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together; networks hold some hundred times as many
+
+
+class Diffusion(Density):
+    r"""A diffusion model: a network that learns to take Gaussian noise off, at every level of noise.
+
+    .. math:: x_t = \alpha(t) \, x_0 + \sigma(t) \, \varepsilon, \qquad
+              L = E_{t, \varepsilon} \; w(t) \, \| \hat x_0(x_t, t, c) - x_0 \|^2
+
+    The mean of the clean event that minimises it knows the score of noisy events, and so the way from noise to data. A
+    schedule of straight paths makes it flow matching; what the network is asked for, and which noise counts how much,
+    are choices apart from it. Source: Ho et al., arXiv:2006.11239; Song et al., arXiv:2011.13456; Karras et al.,
+    arXiv:2206.00364; Lipman et al., arXiv:2210.02747.
+
+    ``log_prob`` is a lower bound, estimated with 64 evaluations of the network; ``likelihood`` says how well.
+
+    Args:
+        event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
+            ``[channel, height, width]`` or a volume.
+        context_shape: What the density is conditioned on: a shape, a context, or several by name, see
+            :mod:`sciflow.contexts`.
+        schedule: How noise comes in: a name or an object, see :func:`sciflow.diffusion.schedule`.
+        parametrization: What the network is asked for: ``"edm"``, ``"noise"``, ``"data"``, ``"v"``, ``"score"`` or
+            ``"velocity"``, see :func:`sciflow.diffusion.parametrization.mean_from`.
+        weighting: Which levels of noise are trained on, and how much they count: ``"edm"``, ``"simple"``,
+            ``"min-snr"``, ``"likelihood"``, ``"logit-normal"``, see :func:`sciflow.diffusion.weighting.weighting`.
+        network: ``"mlp"``, ``"unet"`` or ``"transformer"``, with sizes ``{"unet": {"channels": 32}}``; None for a
+            perceptron for vectors and a U-Net for the rest; or a module, see :func:`sciflow.diffusion.networks.network`.
+        context_dropout: Probability with which the context of an event is left out while training, for
+            classifier-free guidance.
+        pairing: ``"independent"``, or ``"optimal-transport"`` within a batch, for straighter paths.
+        preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
+        seed: Of the initial weights; None draws from torch's own generator.
+
+    Raises:
+        ConfigError: An argument is unknown or out of range.
+
+    Example:
+        >>> model = Diffusion((3,), network={"mlp": {"hidden_features": (64, 64)}}, seed=0)
+        >>> model.sample(5, num_steps=10, seed=1).shape
+        torch.Size([5, 3])
+        >>> model.likelihood(torch.zeros(5, 3)).kind
+        'elbo'
+    """
+
+    family = "diffusion"
+    objective = "objective"
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Any = None,
+        *,
+        schedule: str | Mapping[str, Any] | Schedule = "edm",
+        parametrization: str = "edm",
+        weighting: str | Mapping[str, Any] | Weighting = "edm",
+        network: str | Mapping[str, Any] | nn.Module | None = None,
+        context_dropout: float = 0.1,
+        pairing: str = "independent",
+        preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
+        seed: int | None = None,
+    ) -> None:
+        arguments = Arguments("Diffusion")
+        arguments.choice("parametrization", parametrization, tuple(PARAMETRIZATIONS))
+        arguments.choice("pairing", pairing, PAIRINGS)
+        arguments.fraction("context_dropout", context_dropout)
+        arguments.seed(seed)
+        chosen = as_schedule(schedule)
+        preprocess = plain("preprocess", preprocess)
+        super().__init__(
+            checked_shape(event_shape, "event_shape"),
+            context_shape,
+            preprocess=preprocessing(preprocess, checked_shape(event_shape, "event_shape")),
+            preprocess_context=context_preprocessing(context_shape),
+            arguments={
+                **arguments.values,
+                "schedule": chosen.specification or chosen,
+                "weighting": plain("weighting", weighting) if not isinstance(weighting, Weighting) else weighting,
+                "network": network if isinstance(network, nn.Module) else plain("network", network),
+                "preprocess": preprocess,
+            },
+        )
+        if pairing == "optimal-transport" and self.contexts is not None:
+            raise ConfigError(
+                "Diffusion: pairing: optimal transport would pair the noise with events of any context, which bends "
+                "p(x | c): leave it out, or the context"
+            )
+        self.weighting = as_weighting(weighting)
+        with seeded(seed):
+            built = build_network(network, self.event_shape, self.contexts)
+        self.denoiser: Denoiser = NetworkDenoiser(built, chosen, parametrization)
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        denoise: Callable[..., Any],
+        event_shape: Sequence[int],
+        schedule: str | Mapping[str, Any] | Schedule,
+        *,
+        context_shape: Any = None,
+        data_std: float = 1.0,
+        preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "none",
+    ) -> Self:
+        """Wrap a denoiser that is there already: the mean of a known posterior, or a model trained elsewhere.
+
+        Args:
+            denoise: ``denoise(x_t, t, context=None)`` returns :math:`E[x_0 | x_t]`, ``[n, *event_shape]``, with ``t``
+                ``[n]``; called without a context where there is none. A module's weights go along with the density.
+            event_shape: Shape of one event.
+            schedule: Of its times, see :func:`sciflow.diffusion.schedule`.
+            context_shape: What it is conditioned on, or None.
+            data_std: Standard deviation of its events, from which sampling takes the spread at time 1.
+            preprocess: From your units to those of the denoiser; by default they are the same.
+
+        Returns:
+            A density that samples and knows its likelihood; it is not trained, nor saved.
+
+        Example:
+            >>> def denoise(x, t, context=None):  # of a standard normal
+            ...     alpha, sigma = vp(t)
+            ...     return (alpha / (alpha**2 + sigma**2))[:, None] * x
+            >>> from sciflow.diffusion import schedule
+            >>> vp = schedule("vp")
+            >>> model = Diffusion.from_denoiser(denoise, (2,), vp)
+            >>> round(float(model.likelihood(torch.zeros(1, 2)).log_prob), 2)  # -log(2 pi)
+            -1.84
+        """
+        if not callable(denoise):
+            raise ConfigError(f"denoise must be a function of x_t and t; got {denoise!r:.80}")
+        Arguments("Diffusion.from_denoiser").positive("data_std", data_std)
+        density = cls.__new__(cls)
+        chosen = as_schedule(schedule)
+        shape = checked_shape(event_shape, "event_shape")
+        Density.__init__(
+            density,
+            shape,
+            context_shape,
+            preprocess=preprocessing(preprocess, shape),
+            preprocess_context=None,
+            arguments={"denoise": denoise},
+        )
+        density.weighting = as_weighting("edm")
+        density.denoiser = GivenDenoiser(denoise, chosen, data_std)
+        return density.eval()
+
+    @property
+    def schedule(self) -> Schedule:
+        """How noise comes in."""
+        return self.denoiser.schedule
+
+    def sample(
+        self,
+        n: int | Sequence[int],
+        context: Any = None,
+        seed: int | torch.Generator | None = None,
+        *,
+        sampler: Any = "dpm++",
+        num_steps: int = 25,
+        guidance: Any = 1.0,
+        spacing: str = "power",
+        least_noise: float = 2e-3,
+        return_trajectory: bool = False,
+        progress: bool = True,
+        **options: Any,
+    ) -> Tensor:
+        """Draw events, in data units.
+
+        Args:
+            n: Number of draws, or a shape of draws.
+            context: ``n`` draws for each of them; a part of NaN counts as not given.
+            seed: A seed or a generator on the model's device; None draws from torch's own generator.
+            sampler: A name, a mapping with options such as ``{"ddim": {"eta": 0.5}}``, or an object, see
+                :func:`sciflow.diffusion.samplers.sampler`.
+            num_steps: Steps, one evaluation of the network each unless the sampler says otherwise.
+            guidance: A number for classifier-free guidance (1 for none), or see :mod:`sciflow.diffusion.guidance`.
+            spacing: Where the steps fall, see :func:`sciflow.diffusion.samplers.spacing.times`.
+            least_noise: Noise level from which the last step goes to the event.
+            return_trajectory: Return the noisy events on the way, too.
+            progress: Show a progress bar on a terminal.
+
+        Returns:
+            ``[n, *context_batch, *event_shape]``, without gradient; with ``return_trajectory`` behind a dimension of
+            ``num_steps + 1``, from noise to events.
+
+        Raises:
+            ConfigError: There is no such sampler or option, or a number is out of range.
+        """
+        if options:
+            known = "sampler, num_steps, guidance, spacing, least_noise, return_trajectory, progress"
+            raise ConfigError(f"sampling from {type(self).__name__} takes {known}; got {', '.join(options)}")
+        drawing = Drawing.of(self.schedule, sampler, num_steps, spacing, least_noise)
+        return super().sample(
+            n,
+            context,
+            seed,
+            drawing=drawing,
+            guided=as_guidance(guidance),
+            return_trajectory=return_trajectory,
+            progress=progress,
+        )
+
+    def fit_preprocessing(self, x: Any, context: Any = None) -> None:
+        """Fit the data-unit bijections on training rows, and measure the deviation of what they give."""
+        super().fit_preprocessing(x, context)
+        rows, _, _ = self._rows(x, context)
+        squares, count = 0.0, 0
+        with torch.no_grad():
+            for part in rows.split(1 << 14):
+                y, _ = self.preprocess(part)  # type: ignore[operator]
+                finite = torch.isfinite(y)
+                squares += float(torch.where(finite, y, 0).double().square().sum())
+                count += int(finite.sum())
+        if count and squares > 0:
+            self.denoiser.data_std.fill_((squares / count) ** 0.5)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``model.json`` into the folder ``path``; see :func:`sciflow.load`."""
+        for name in ("denoise", "network", "schedule", "weighting"):
+            if callable(self.arguments.get(name)) or isinstance(self.arguments.get(name), Weighting):
+                raise ModelFileError(
+                    f"{path}: this density has a {name} of your own, which no file can hold: keep its state_dict() "
+                    "beside the code that builds it"
+                )
+        return super().save(path)
+
+    def mean_at(self, x: Tensor, t: Tensor, context: Tensor | None, schedule: Schedule) -> Tensor:
+        """Return the mean of the clean events, of noisy ones and times of another schedule.
+
+        Two schedules are one, but for time and scale: at the same noise level, noisy events over their alpha are alike.
+        """
+        alpha, sigma = schedule(t.double())
+        own = self.schedule.time(sigma / alpha)
+        own_alpha, _ = self.schedule(own)
+        scale = (own_alpha / alpha).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        mean: Tensor = self.denoiser(scale * x, own, context)
+        return mean
+
+    def require_context_dropout(self) -> None:
+        """Refuse to be asked without a context, where that was never trained.
+
+        Raises:
+            ConfigError: It was not.
+        """
+        if self.arguments.get("context_dropout") == 0:
+            raise ConfigError(
+                "guidance: this density was trained with context_dropout 0, so it knows nothing without a context: "
+                "leave guidance out, or train with 0.1"
+            )
+
+    # What Density asks for. ------------------------------------------------------------------------------------
+
+    def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
+        return self._bounds(y, context, _DRAWS, seed=0).mean(0).to(y.dtype)
+
+    def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
+        if method not in (None, "elbo"):
+            raise ConfigError(f"{type(self).__name__} knows its log p by method 'elbo'; got {method!r}")
+        num_draws, seed = options.pop("num_draws", _DRAWS), options.pop("seed", 0)
+        if options:
+            raise ConfigError(f"method 'elbo' takes num_draws and seed; got {', '.join(options)}")
+        checked = Arguments("likelihood")
+        checked.whole("num_draws", num_draws, 2 * _GROUPS, _MOST_DRAWS)
+        bounds = self._bounds(y, context, num_draws, checked.whole("seed", seed, 0, 2**63 - 1))
+        return Likelihood(
+            log_prob=bounds.mean(0).to(y.dtype),
+            error=error_of_mean(bounds.detach(), 0).to(y.dtype),
+            nfe=torch.full((len(y),), _GROUPS * (num_draws // _GROUPS), dtype=torch.int32, device=y.device),
+            status=torch.full((len(y),), Status.OK, dtype=torch.int32, device=y.device),
+            kind="elbo",
+        )
+
+    def _bounds(self, y: Tensor, context: Tensor | None, num_draws: int, seed: int) -> Tensor:
+        """Independent estimates of the bound, ``[groups, n]``; those of a row do not depend on the other rows."""
+        generator = torch.Generator().manual_seed(seed)
+        each = max(1, num_draws // _GROUPS)
+        return torch.stack([elbo(self.denoiser, y, context, each, generator, same_for_all=True) for _ in range(_GROUPS)])
+
+    def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
+        if not self.training:
+            return -(elbo(self.denoiser, y, context, _VALIDATION_DRAWS).to(y.dtype) + log_det)
+        if not isinstance(self.denoiser, NetworkDenoiser):
+            raise ConfigError("a density made by from_denoiser is not trained: build Diffusion(event_shape, ...)")
+        context = self._dropped(context)
+        noise = torch.randn_like(y)
+        if self.arguments["pairing"] == "optimal-transport":
+            noise = paired(noise, y)
+        data_std = self.denoiser.data_std
+        t = self.weighting.draw(spread_evenly(len(y), y.device), self.schedule, data_std)
+        at = self.denoiser.levels(t, y)
+        y_t = at.alpha.to(y.dtype) * y + at.sigma.to(y.dtype) * noise
+        answer, skip, out = self.denoiser.answer(y_t, t, context)
+        off = answer - (y - skip * y_t) / out
+        weight = self.weighting.weight(at.alpha, at.sigma, out.double(), at.data_std).to(y.dtype).flatten()
+        loss = weight * off.flatten(1).square().mean(1)
+        # A row outside the support, or with a context that is none, must be told of.
+        return torch.where(torch.isfinite(log_det), loss, torch.nan)
+
+    def _dropped(self, context: Tensor | None) -> Tensor | None:
+        """Leave out the contexts of some rows."""
+        probability = self.arguments["context_dropout"]
+        if context is None or probability == 0:
+            return context
+        out = torch.rand(len(context), device=context.device) < probability
+        return context.masked_fill(out.reshape(-1, *[1] * (context.ndim - 1)), torch.nan)
+
+    def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
+        drawing: Drawing = options["drawing"]
+        rows = max(1, _VALUES_AT_A_TIME // self.event_shape.numel())
+        parts = [min(rows, n - start) for start in range(0, n, rows)] or [0]
+        contexts = [None] * len(parts) if context is None else context.split(rows)
+        num_steps = len(drawing.times)
+        drawn: list[Tensor] = []
+        with progress_bar("drawing", num_steps * len(parts), options["progress"]) as update:
+            for number, (size, c) in enumerate(zip(parts, contexts, strict=True)):
+                done = iter(range(number * num_steps + 1, (number + 1) * num_steps + 1))
+                noise = torch.randn(
+                    (size, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device
+                )
+                denoise = options["guided"].guided(self, c)
+                step = lambda done=done: update(next(done), "")  # noqa: E731
+                drawn.append(
+                    draw(self.denoiser, denoise, drawing, noise, generator, step, options["return_trajectory"])
+                )
+        return torch.cat(drawn, dim=1 if options["return_trajectory"] else 0)
+
+    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
+        return self._carried(y, context, self._ode_times.flip(0))
+
+    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
+        return self._carried(z, context, self._ode_times)
+
+    @property
+    def _ode_times(self) -> Tensor:
+        return times(self.schedule, _ODE_STEPS, "power", 1e-3)
+
+    def _carried(self, x: Tensor, context: Tensor | None, along: Tensor) -> Tensor:
+        """Rows of unit size, or clean ones, taken along the probability-flow ODE to the other end of these times."""
+        process = Process(lambda x, t: self.denoiser(x, t, context), self.schedule)
+        grid = along.tolist()
+        noisy = max(grid)
+        # Signal of unit size at the one end, noise of it at the other.
+        size = {t: float(most_noise(self.denoiser, t)) if t == noisy else process.levels(t)[0] for t in grid}
+        x = x * size[grid[0]]
+        past = Past(len(grid), len(grid))
+        for t, s in pairwise(grid):
+            x = EDM().step(process, x, t, s, past)
+        return x / size[grid[-1]]
+
+    def __repr__(self) -> str:
+        context = "" if self.contexts is None else f", {self.contexts!r}"
+        return (
+            f"{type(self).__name__}(event_shape={tuple(self.event_shape)}{context}, {self.schedule!r}, "
+            f"{sum(p.numel() for p in self.parameters()):,} parameters)"
+        )

@@ -1,0 +1,87 @@
+"""Samplers: how to come from noise to events, in how many evaluations of the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from sciflow.diffusion.samplers.ddim import DDIM
+from sciflow.diffusion.samplers.dpm import DPMSolver
+from sciflow.diffusion.samplers.drive import trajectory
+from sciflow.diffusion.samplers.edm import EDM
+from sciflow.diffusion.samplers.euler import Euler, EulerMaruyama, Heun
+from sciflow.diffusion.samplers.predictor_corrector import PredictorCorrector
+from sciflow.diffusion.samplers.sampler import Past, Point, Process, Sampler
+from sciflow.diffusion.samplers.spacing import SPACINGS, Spacing, times
+from sciflow.diffusion.samplers.unipc import UniPC
+from sciflow.errors import ConfigError, nearest
+
+__all__ = [
+    "DDIM",
+    "EDM",
+    "SAMPLERS",
+    "SPACINGS",
+    "DPMSolver",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "Past",
+    "Point",
+    "PredictorCorrector",
+    "Process",
+    "Sampler",
+    "Spacing",
+    "UniPC",
+    "sampler",
+    "times",
+    "trajectory",
+]
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddpm": partial(DDIM, eta=1.0),
+    "ddim": DDIM,
+    "euler-maruyama": EulerMaruyama,
+    "predictor-corrector": PredictorCorrector,
+    "euler": Euler,
+    "heun": Heun,
+    "edm": EDM,
+    "dpm++": DPMSolver,
+    "dpm++3": partial(DPMSolver, order=3),
+    "unipc": UniPC,
+    "unipc3": partial(UniPC, order=3),
+}
+
+
+def sampler(given: str | Mapping[str, Any] | Sampler) -> Sampler:
+    """Return a sampler by name, or as it is.
+
+    Args:
+        given: A name of :data:`SAMPLERS`; with options a mapping, such as ``{"ddim": {"eta": 0.5}}``; or a
+            :class:`Sampler`.
+
+    Raises:
+        ConfigError: There is no such sampler, or it does not take these options.
+
+    Example:
+        >>> sampler("ddpm"), sampler({"edm": {"churn": 40}})
+        (DDIM(eta=1.0), EDM(churn=40, churn_min=0.0, churn_max=inf, churn_noise=1.0))
+        >>> sampler("dpm+")
+        Traceback (most recent call last):
+        sciflow.errors.ConfigError: sampler: unknown 'dpm+'; did you mean dpm++?
+    """
+    if isinstance(given, Sampler):
+        return given
+    name, options = given, None
+    if isinstance(given, Mapping) and len(given) == 1:
+        name, options = next(iter(given.items()))
+    if isinstance(name, str):
+        name = name.lower().replace("_", "-")
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise ConfigError(f"sampler: unknown {given!r:.80}; {nearest(str(name), SAMPLERS)}")
+    if not isinstance(options or {}, Mapping):
+        raise ConfigError(f"sampler: {name} takes options by name; got {options!r:.80}")
+    try:
+        return SAMPLERS[name](**(options or {}))
+    except TypeError:
+        raise ConfigError(f"sampler: {name} does not take {options!r:.80}") from None

@@ -1,0 +1,128 @@
+"""Which times a network is trained at, and how much each of them counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sciflow.diffusion.schedules import Schedule
+from sciflow.errors import ConfigError, nearest
+
+__all__ = ["WEIGHTINGS", "Weighting", "spread_evenly", "weighting"]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    r"""A distribution of times, and a weight for each of them.
+
+    .. math:: L = E_{t, \varepsilon} \; w(t) \, \| \hat x_0 - x_0 \|^2
+
+    Attributes:
+        times: ``"time"`` spreads the schedule's time evenly, ``"level"`` the logarithm of the noise level;
+            ``"normal"`` draws that logarithm, in units of the events' deviation, from a normal distribution.
+        counts: What is counted alike at all times: ``"answer"`` the network's answer, ``"noise"`` the error of the
+            noise (the weight is the signal-to-noise ratio :math:`\alpha^2 / \sigma^2`), ``"min-snr"`` the same where it
+            is below ``most``, and the error of the event above.
+        mean: Of the normal distribution.
+        std: Of the normal distribution.
+        most: See ``"min-snr"``.
+    """
+
+    times: Literal["time", "level", "normal"]
+    counts: Literal["answer", "noise", "min-snr"]
+    mean: float = 0.0
+    std: float = 1.0
+    most: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "most"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (name != "mean" and value <= 0):
+                kind = "a number" if name == "mean" else "a positive number"
+                raise ConfigError(f"weighting: {name} must be {kind}; got {value!r}")
+
+    def draw(self, shares: Tensor, schedule: Schedule, data_std: Tensor) -> Tensor:
+        """Return times for ``shares``, even in (0, 1)."""
+        first, last = schedule.t_min, schedule.t_max
+        if self.times == "time":
+            return first + shares * (last - first)
+        ends = shares.new_tensor([first, last])
+        low, high = schedule.noise_level(ends).log()
+        if self.times == "level":
+            return schedule.time(torch.exp(low + shares * (high - low)))
+        normal = math.sqrt(2) * torch.erfinv((2 * shares - 1).clamp(-1 + 1e-7, 1 - 1e-7))
+        log_level = self.mean + self.std * normal + data_std.to(shares).log()
+        return schedule.time(torch.exp(log_level.clamp(low, high)))
+
+    def weight(self, alpha: Tensor, sigma: Tensor, out: Tensor, data_std: Tensor) -> Tensor:
+        """Return the weight of a squared error of the network's answer, which ``out`` times is that of the event."""
+        if self.counts == "answer":
+            return torch.ones_like(out)
+        ratio = (alpha / sigma).square()
+        if self.counts == "min-snr":
+            ratio = ratio.clamp_max(self.most / data_std.square())
+        return ratio * out.square()
+
+
+#: By name, each with its source.
+WEIGHTINGS: dict[str, Weighting] = {
+    "simple": Weighting("time", "answer"),  # Ho et al., arXiv:2006.11239
+    "min-snr": Weighting("time", "min-snr"),  # Hang et al., arXiv:2303.09556
+    # Karras et al., arXiv:2206.00364: -1.2 is for images, whose deviation is 0.5.
+    "edm": Weighting("normal", "answer", mean=-1.2 + math.log(2), std=1.2),
+    # Kingma et al., arXiv:2107.00630; Song et al., arXiv:2101.09258, with times drawn by importance.
+    "likelihood": Weighting("level", "noise"),
+    # Esser et al., arXiv:2403.03206: for straight paths, the logit of time is the logarithm of the noise level.
+    "logit-normal": Weighting("normal", "answer"),
+}
+
+
+def weighting(given: str | Mapping[str, Any] | Weighting) -> Weighting:
+    """Return a weighting by name, with numbers of the user's where there are any, or as it is.
+
+    Args:
+        given: ``"simple"``, ``"min-snr"``, ``"edm"``, ``"likelihood"`` or ``"logit-normal"``; a mapping such as
+            ``{"edm": {"mean": -1.2}}``; or a :class:`Weighting`.
+
+    Raises:
+        ConfigError: There is none of this name, or it has no such number.
+
+    Example:
+        >>> weighting({"edm": {"std": 1.6}}).std
+        1.6
+    """
+    if isinstance(given, Weighting):
+        return given
+    name: Any = given
+    numbers: Any = {}
+    if isinstance(given, Mapping) and len(given) == 1:
+        name, numbers = next(iter(given.items()))
+    if isinstance(name, str):
+        name = name.lower().replace("_", "-")
+    if not isinstance(name, str) or name not in WEIGHTINGS:
+        raise ConfigError(f"weighting: unknown {given!r:.80}; {nearest(str(name), WEIGHTINGS)}")
+    known = {"normal": ("mean", "std")}.get(WEIGHTINGS[name].times, ()) + (
+        ("most",) if WEIGHTINGS[name].counts == "min-snr" else ()
+    )
+    if not isinstance(numbers, Mapping) or any(key not in known for key in numbers):
+        raise ConfigError(f"weighting: {name} takes {', '.join(known) or 'no numbers'}; got {numbers!r:.80}")
+    return Weighting(**{**asdict(WEIGHTINGS[name]), **numbers})
+
+
+def spread_evenly(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Return ``n`` shares, one in each nth of (0, 1): a grid, moved by chance.
+
+    The mean over a batch then hardly depends on luck with times: arXiv:2107.00630, appendix I.1.
+
+    Example:
+        >>> spread_evenly(4, torch.device("cpu")).mul(4).floor().tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
+    shift = torch.rand((), dtype=torch.float64, device=device, generator=generator)
+    return (torch.arange(n, device=device) + shift) / max(1, n)

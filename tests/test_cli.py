@@ -18,6 +18,7 @@ import yaml
 import sciflow as sf
 from sciflow.cli import main
 from sciflow.config import load_workflow
+from sciflow.scoring.samples import write_samples
 
 COMMANDS = ("shard", "inspect", "check", "train", "score", "sample")
 
@@ -180,6 +181,7 @@ class TestFromTableToScores:
         status, out, _ = sciflow("sample", "runs/demo", "--n", "7", "--out", "draws.zarr")
         assert status == 0
         assert xr.open_zarr("draws.zarr", consolidated=False).u.shape == (7,)
+        assert sciflow("inspect", "draws.zarr")[1].startswith("samples draws.zarr")
 
     def test_a_run_that_has_ended_is_not_trained_again_and_that_is_said(self, workflow, sciflow):
         _, first, _ = sciflow("train", workflow, "--local")
@@ -192,6 +194,64 @@ class TestFromTableToScores:
         sciflow("train", workflow, "--local")
         said = problem("train", workflow, "--local", "training.seed=5")
         assert "training.seed is 0 there, 5 here" in said
+
+
+class TestSample:
+    @pytest.fixture
+    def conditional(self, tmp_path) -> Path:
+        return sf.flows.NSF((2,), context_shape=(2,), num_transforms=1, hidden_features=(8,)).save(tmp_path / "model")
+
+    def test_in_several_blocks_gives_what_one_process_draws(self, workflow, sciflow):
+        sciflow("train", workflow, "--local")
+        common = ("sample", "runs/demo", "--n", 9, "--seed", 3, "--block-rows", 4, "--local")
+        status, out, err = sciflow(*common, "--out", "draws.zarr")
+        assert (status, err) == (0, "")
+        assert out == "samples: draws.zarr; open with xarray.open_zarr('draws.zarr')\n"
+        write_samples(sf.load("runs/demo"), 9, "same.zarr", seed=3, block_rows=4)
+        xr.testing.assert_identical(xr.open_zarr("draws.zarr").load(), xr.open_zarr("same.zarr").load())
+
+    def test_again_leaves_what_is_done_and_refuses_what_is_other(self, workflow, sciflow, problem):
+        sciflow("train", workflow, "--local")
+        first = sciflow("sample", "runs/demo", "--n", 9, "--out", "draws.zarr")
+        assert sciflow("sample", "runs/demo", "--n", 9, "--out", "draws.zarr") == first
+        assert "already there, with other contents" in problem("sample", "runs/demo", "--n", 8, "--out", "draws.zarr")
+        assert sciflow("sample", "runs/demo", "--n", 8, "--out", "draws.zarr", "--overwrite") == first
+
+    @pytest.mark.parametrize("context", ["0.5,12", "-0.5,12", "[0.5, 12]", "{context: [0.5, 1e1]}"])
+    def test_takes_a_context_as_numbers_or_as_yaml(self, context, conditional, sciflow):
+        status, _, err = sciflow("sample", conditional, "--n", 3, "--out", "draws.zarr", "--context", context)
+        assert (status, err) == (0, "")
+
+    def test_takes_options_of_the_sampler_as_yaml(self, conditional, sciflow, monkeypatch):
+        def given(*_, options, **__):
+            assert options == {"num_steps": 20, "sampler": "dpm++", "guidance": 2.0, "times": [0, 0.5]}
+            return "draws.zarr"
+
+        monkeypatch.setattr("sciflow.scoring.distributed.sample_on_ray", given)
+        options = ("num_steps=20", "sampler=dpm++", "guidance=2e0", "times=[0, 0.5]")
+        assert sciflow("sample", conditional, *options, "--out", "draws.zarr")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["num_steps=20"], "sampling from NSF takes no options; got num_steps"),
+            (["seed=20"], "option seed: not one of a sampler"),
+            (["num_steps"], "num_steps: give KEY=VALUE"),
+            (["=20"], "=20: give KEY=VALUE"),
+            (["num_steps=[2"], "num_steps: '[2' is not a YAML value"),
+            (["--context", "1,2,3"], "context of shape [2] expected"),
+            (["--context", "[[1,2],[3,4]]"], "context: give one, for all draws; got 2"),
+            (["--context", "{a: [1, 2]}"], "context"),
+            (["--context", "{a: [1"], "--context: '{a: [1' is not a YAML value"),
+            (["--context", "[a, b]"], "context"),
+            (["--n", "0"], "n 0: a whole number expected, 1 or more"),
+        ],
+        ids=str,
+    )
+    def test_tells_what_does_not_fit_before_it_draws(self, arguments, words, conditional, problem):
+        context = [] if "--context" in arguments else ["--context", "1,2"]
+        assert words in problem("sample", conditional, *arguments, *context, "--out", "draws.zarr")
+        assert [path.name for path in Path().iterdir()] == ["model"]
 
 
 class TestErrors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +14,14 @@ from sciflow.bijections import context_preprocessing, preprocessing
 from sciflow.density import Density, Likelihood, Status, checked_shape
 from sciflow.diffusion.denoiser import Denoiser, GivenDenoiser, NetworkDenoiser
 from sciflow.diffusion.elbo import elbo
+from sciflow.diffusion.guidance import Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
+from sciflow.diffusion.inpainting import inpaint
 from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
-from sciflow.diffusion.samplers import EDM, Past, Process, times
-from sciflow.diffusion.sampling import Drawing, draw, most_noise
+from sciflow.diffusion.probability_flow import to_events, to_noise
+from sciflow.diffusion.sampling import Drawing, draw
 from sciflow.diffusion.schedules import Schedule
 from sciflow.diffusion.schedules import schedule as as_schedule
 from sciflow.diffusion.weighting import Weighting, spread_evenly
@@ -34,7 +35,6 @@ __all__ = ["Diffusion"]
 _GROUPS = 4  # of draws, independent of each other: they tell how far the bound is off
 _DRAWS, _MOST_DRAWS = 64, 1 << 20
 _VALIDATION_DRAWS = 8
-_ODE_STEPS = 64
 _VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together; networks hold some hundred times as many
 
 
@@ -62,7 +62,8 @@ class Diffusion(Density):
         weighting: Which levels of noise are trained on, and how much they count: ``"edm"``, ``"simple"``,
             ``"min-snr"``, ``"likelihood"``, ``"logit-normal"``, see :func:`sciflow.diffusion.weighting.weighting`.
         network: ``"mlp"``, ``"unet"`` or ``"transformer"``, with sizes ``{"unet": {"channels": 32}}``; None for a
-            perceptron for vectors and a U-Net for the rest; or a module, see :func:`sciflow.diffusion.networks.network`.
+            perceptron for vectors and a U-Net for the rest; or a module; see
+            :func:`sciflow.diffusion.networks.network`.
         context_dropout: Probability with which the context of an event is left out while training, for
             classifier-free guidance.
         pairing: ``"independent"``, or ``"optimal-transport"`` within a batch, for straighter paths.
@@ -236,6 +237,41 @@ class Diffusion(Density):
             progress=progress,
         )
 
+    def inpaint(
+        self,
+        x: Any,
+        known: Any = None,
+        n: int | Sequence[int] = 1,
+        context: Any = None,
+        seed: int | torch.Generator | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Fill in what is unknown, given the rest; see :class:`sciflow.diffusion.Inpainting`.
+
+        Args:
+            x: ``[*batch, *event_shape]``, data units; each row may have other values missing.
+            known: Which values are known, of a shape that broadcasts to that of ``x``; None for those that are not NaN.
+            n: How many draws of each row, or a shape of them.
+            context: ``[*context_batch, *context_shape]``, broadcast over the batch.
+            seed: A seed or a generator on the model's device; None draws from torch's own generator.
+            **sampling: As :meth:`sample` takes it, and ``iterations`` of the solver.
+
+        Returns:
+            ``[n, *batch, *event_shape]``, without gradient, with the known values as they were given.
+
+        Raises:
+            ConfigError: There is no such sampler or option, or a number is out of range.
+            DataError: A value is known, and NaN, infinite, or impossible to the density.
+            ShapeError: ``known`` is of another shape than ``x``, or ``x`` of another than events.
+
+        Example:
+            >>> model = Diffusion((3,), network={"mlp": {"hidden_features": (16,)}}, seed=0)
+            >>> x = model.inpaint(torch.tensor([[1.0, torch.nan, 2.0], [torch.nan, 0.0, 0.0]]), n=4, seed=0)
+            >>> x.shape, x[0, 0, ::2]
+            (torch.Size([4, 2, 3]), tensor([1., 2.]))
+        """
+        return inpaint(self, x, known, n, context, seed, **sampling)
+
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
         """Fit the data-unit bijections on training rows, and measure the deviation of what they give."""
         super().fit_preprocessing(x, context)
@@ -310,7 +346,9 @@ class Diffusion(Density):
         """Independent estimates of the bound, ``[groups, n]``; those of a row do not depend on the other rows."""
         generator = torch.Generator().manual_seed(seed)
         each = max(1, num_draws // _GROUPS)
-        return torch.stack([elbo(self.denoiser, y, context, each, generator, same_for_all=True) for _ in range(_GROUPS)])
+        return torch.stack(
+            [elbo(self.denoiser, y, context, each, generator, same_for_all=True) for _ in range(_GROUPS)]
+        )
 
     def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
         if not self.training:
@@ -342,7 +380,8 @@ class Diffusion(Density):
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
         drawing: Drawing = options["drawing"]
-        rows = max(1, _VALUES_AT_A_TIME // self.event_shape.numel())
+        guidance: Guidance = options["guided"]
+        rows = max(1, _VALUES_AT_A_TIME // (self.event_shape.numel() * guidance.memory))
         parts = [min(rows, n - start) for start in range(0, n, rows)] or [0]
         contexts = [None] * len(parts) if context is None else context.split(rows)
         num_steps = len(drawing.times)
@@ -353,7 +392,8 @@ class Diffusion(Density):
                 noise = torch.randn(
                     (size, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device
                 )
-                denoise = options["guided"].guided(self, c)
+                first = number * rows
+                denoise = guidance.part(range(first, first + size), n).guided(self, c)
                 step = lambda done=done: update(next(done), "")  # noqa: E731
                 drawn.append(
                     draw(self.denoiser, denoise, drawing, noise, generator, step, options["return_trajectory"])
@@ -361,27 +401,10 @@ class Diffusion(Density):
         return torch.cat(drawn, dim=1 if options["return_trajectory"] else 0)
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        return self._carried(y, context, self._ode_times.flip(0))
+        return to_noise(self.denoiser, y, context)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        return self._carried(z, context, self._ode_times)
-
-    @property
-    def _ode_times(self) -> Tensor:
-        return times(self.schedule, _ODE_STEPS, "power", 1e-3)
-
-    def _carried(self, x: Tensor, context: Tensor | None, along: Tensor) -> Tensor:
-        """Rows of unit size, or clean ones, taken along the probability-flow ODE to the other end of these times."""
-        process = Process(lambda x, t: self.denoiser(x, t, context), self.schedule)
-        grid = along.tolist()
-        noisy = max(grid)
-        # Signal of unit size at the one end, noise of it at the other.
-        size = {t: float(most_noise(self.denoiser, t)) if t == noisy else process.levels(t)[0] for t in grid}
-        x = x * size[grid[0]]
-        past = Past(len(grid), len(grid))
-        for t, s in pairwise(grid):
-            x = EDM().step(process, x, t, s, past)
-        return x / size[grid[-1]]
+        return to_events(self.denoiser, z, context)
 
     def __repr__(self) -> str:
         context = "" if self.contexts is None else f", {self.contexts!r}"

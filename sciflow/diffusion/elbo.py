@@ -35,8 +35,9 @@ def elbo(
 
     Three things make the estimate of the integral less noisy: noise levels are spread evenly over a mixture, half of
     which lies where the integrand varies most; what a Gaussian of deviation :math:`s` would have is integrated
-    exactly; and of every term a multiple of :math:`\|\varepsilon\|^2 - d` is taken off, whose mean is 0. The multiple
-    comes from the draw before, at a level just below, so that it does not depend on this draw's noise.
+    exactly; and of every term multiples of :math:`\|\varepsilon\|^2 - d` and :math:`\varepsilon \cdot y` are taken off,
+    whose means are 0. The one comes from the draw before, at a level just below, so that it does not depend on this
+    draw's noise; the other from the Gaussian.
 
     Args:
         denoiser: Of the model.
@@ -71,7 +72,9 @@ def elbo(
         error = _squares((mean - y) / _over_events(level, y).to(y.dtype))
         size = _squares(noise.expand_as(y))
         gaussian = power / (power + level.square())
-        total += weight * (error - num_elements * gaussian - slope.minimum(gaussian) * (size - num_elements))
+        tilt = -2 * gaussian * (1 - gaussian) / level * (noise * y).flatten(1).sum(1, dtype=torch.float64)
+        even = slope.minimum(gaussian) * (size - num_elements)
+        total += weight * (error - num_elements * gaussian - even - tilt)
         slope = (error.detach() / size).clamp(0, 1)
 
     # The same Gaussian's integral of s^2 / (s^2 + level^2), over the logarithm of the level.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sciflow.errors import ConfigError
+from sciflow.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from sciflow.diffusion.diffusion import Diffusion
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuidance", "Guidance", "guidance"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+_MOST_SCALE = 1e6
 
 
 class Guidance(ABC):
-    """How the denoiser of a density is changed while events are drawn from it."""
+    """How the denoiser of a density is changed while events are drawn from it.
+
+    Attributes:
+        memory: How much more a call of the guided denoiser holds than one of the denoiser itself.
+    """
+
+    memory: ClassVar[int] = 1
 
     @abstractmethod
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
@@ -31,6 +38,15 @@ class Guidance(ABC):
             density: What is drawn from.
             context: ``[n, *context_shape]``, normalised, or None.
         """
+
+    def part(self, rows: range, total: int) -> Guidance:
+        """Return the guidance of some of the draws; the same for all, where it does not differ between rows.
+
+        Args:
+            rows: Which, in the flattened shape of draws.
+            total: How many draws there are.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,10 @@ class ClassifierFree(Guidance):
     """
 
     scale: float
+    memory = 2
+
+    def __post_init__(self) -> None:
+        _require_scale(self.scale)
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
         if context is None or self.scale == 1:
@@ -77,21 +97,55 @@ class ClassifierGuidance(Guidance):
     Args:
         log_prob: ``log_prob(x_t, t)`` of events in normalised units and times ``[n]``: nats, ``[n]``.
         scale: :math:`w`; 1 is Bayes' rule.
+
+    Raises:
+        ConfigError: While drawing: the classifier has no slope.
+        ShapeError: While drawing: it does not answer with one number a row.
+
+    Example:
+        >>> from sciflow.diffusion import ClassifierGuidance, Diffusion
+        >>> def denoise(x, t):  # of a standard normal
+        ...     return x / (1 + (80 * t[:, None]) ** 2)
+        >>> model = Diffusion.from_denoiser(denoise, (1,), "edm")
+        >>> def log_prob(x, t):  # of having read 3 off x, with an error of 1
+        ...     variance = (80 * t) ** 2
+        ...     return -((3 - x[:, 0] / (1 + variance)) ** 2) / (1 + variance / (1 + variance)) / 2
+        >>> round(model.sample(4000, seed=0, guidance=ClassifierGuidance(log_prob)).mean().item(), 1)
+        1.5
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
     scale: float = 1.0
+    memory = 2
+
+    def __post_init__(self) -> None:
+        _require_scale(self.scale)
+        if not callable(self.log_prob):
+            raise ConfigError(f"guidance: log_prob must be a function of x_t and t; got {self.log_prob!r:.80}")
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
-                slope = torch.autograd.grad(self.log_prob(leaf, t).sum(), leaf)[0]
-            alpha, sigma = density.schedule(t)
+            alpha, sigma = density.schedule(t.double())
             step = (self.scale * sigma.square() / alpha).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-            return density.denoiser(x, t, context) + step * slope
+            return density.denoiser(x, t, context) + step * self._slope(x, t)
 
         return denoise
+
+    def _slope(self, x: Tensor, t: Tensor) -> Tensor:
+        # Whoever asks for derivatives of the guided denoiser needs those of the slope, too.
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            leaf = x if differentiable else x.detach().requires_grad_()
+            log_prob = self.log_prob(leaf, t.to(x.dtype))
+            if not isinstance(log_prob, Tensor) or log_prob.shape != x.shape[:1]:
+                found = list(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
+                raise ShapeError(
+                    f"guidance: log_prob(x_t, t) must return nats of shape {list(x.shape[:1])}; got {found}"
+                )
+            if not log_prob.requires_grad:
+                raise ConfigError("guidance: log_prob must be made of torch's functions, of which slopes are known")
+            (slope,) = torch.autograd.grad(log_prob.sum(), leaf, create_graph=differentiable)
+        return slope
 
 
 @dataclass(frozen=True)
@@ -104,20 +158,33 @@ class Autoguidance(Guidance):
     same direction. Source: Karras et al., arXiv:2406.02507.
 
     Args:
-        weaker: The other density, of the same events and contexts, with the same preprocessing.
+        weaker: The other density, of the same events and contexts, with the same preprocessing; its schedule may be
+            another.
         scale: :math:`w`; 1 leaves the denoiser as it is.
+
+    Raises:
+        ConfigError: The weaker density is none, or one of other events, contexts or units.
     """
 
     weaker: Diffusion
     scale: float = 2.0
 
+    def __post_init__(self) -> None:
+        _require_scale(self.scale)
+        if not hasattr(self.weaker, "mean_at"):
+            raise ConfigError(f"guidance: the weaker density must be a diffusion model; got {self.weaker!r:.80}")
+
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
         weaker = self.weaker
-        if weaker.event_shape != density.event_shape or weaker.context_shape != density.context_shape:
+        if (
+            weaker.event_shape != density.event_shape
+            or weaker.arguments["context_shape"] != density.arguments["context_shape"]
+        ):
             raise ConfigError("guidance: the weaker density must be of the same events and contexts")
-        mine, theirs = density.preprocess.state_dict(), weaker.preprocess.state_dict()
-        same = mine.keys() == theirs.keys() and all(torch.allclose(mine[k].to(theirs[k]), theirs[k]) for k in mine)
-        if not same:
+        of_events, of_contexts = (
+            _same(getattr(density, name), getattr(weaker, name)) for name in ("preprocess", "preprocess_context")
+        )
+        if not (of_events and of_contexts):
             raise ConfigError("guidance: the weaker density must be fitted on the same data: its units are others")
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -139,6 +206,21 @@ def guidance(given: Any) -> Guidance:
     """
     if isinstance(given, Guidance):
         return given
-    if isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e6:
+    if isinstance(given, int | float) and not isinstance(given, bool):
         return ClassifierFree(float(given))
-    raise ConfigError(f"guidance: a number such as 2.0, or an object such as Autoguidance(...), expected; got {given!r:.80}")
+    raise ConfigError(
+        f"guidance: a number such as 2.0, or an object such as Autoguidance(...), expected; got {given!r:.80}"
+    )
+
+
+def _require_scale(scale: Any) -> None:
+    if not (isinstance(scale, int | float) and not isinstance(scale, bool) and abs(scale) < _MOST_SCALE):
+        raise ConfigError(f"guidance: the scale must be a number, and below {_MOST_SCALE:g}; got {scale!r:.80}")
+
+
+def _same(mine: nn.Module | None, theirs: nn.Module | None) -> bool:
+    """Whether two preprocessings are one."""
+    if mine is None or theirs is None:
+        return mine is theirs
+    numbers, others = mine.state_dict(), theirs.state_dict()
+    return repr(mine) == repr(theirs) and all(torch.allclose(numbers[k].to(others[k]), others[k]) for k in others)

@@ -75,7 +75,7 @@ class Observation(Guidance):
     std: Any
     iterations: int = 5
     prior: Any = 1.0
-    rows: tuple[range, int] | None = None  # which of how many draws; see of_rows
+    rows: tuple[range, int] | None = None  # set while drawing, see of_rows
     memory = 8
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ class Observation(Guidance):
         if not callable(self.operator):
             raise ConfigError(f"Observation: operator must be a function of events; got {self.operator!r:.80}")
         arguments.whole("iterations", self.iterations, 1, MOST_ITERATIONS)
-        value, std = as_tensor(self.value, "value"), as_tensor(self.std, "std")
+        value, std = as_tensor(self.value, "Observation: value"), as_tensor(self.std, "Observation: std")
         if not torch.isfinite(value).all():
             raise DataError("Observation: value is NaN or infinite somewhere: leave missing ones out by the operator")
         if not ((std > 0) & torch.isfinite(std)).all():
@@ -102,26 +102,84 @@ class Observation(Guidance):
         return replace(self, rows=(rows, total), prior=self.prior.part(rows, total))
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
-        def observe(y: Tensor) -> Tensor:
-            return self._observed(_in_data_units(density.preprocess, y)).flatten(1)
+        def observed(y: Tensor) -> Tensor:
+            x = _in_data_units(density.preprocess, y)
+            found = self.operator(x)
+            if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != len(x):
+                got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ShapeError(f"Observation: the operator must keep the rows of events {list(x.shape)}; got {got}")
+            return found
 
         with torch.no_grad():
-            one = self._observed(_in_data_units(density.preprocess, _zeros(density, 1)), flat=False)
+            one = observed(torch.zeros(1, *density.event_shape, dtype=density.dtype, device=density.device))
         shape = one.shape[1:]
-        num_dims = self.value.ndim - len(shape)
-        if num_dims < 0 or self.value.shape[num_dims:] != shape or shape.numel() == 0:
+        num_rows = self.value.ndim - len(shape)
+        if num_rows < 0 or self.value.shape[num_rows:] != shape or shape.numel() == 0:
             raise ShapeError(
-                f"Observation: the operator makes observations of shape {list(shape)} of events; value is of shape "
-                f"{list(self.value.shape)}"
+                f"Observation: of one event the operator makes an observation of shape {list(shape)}; value is of "
+                f"shape {list(self.value.shape)}"
             )
-        numbers = [
-            of_rows(given.reshape(-1, shape.numel()), self.rows, "value").to(one) for given in (self.value, self.std)
-        ]
-        return posterior_mean(self.prior.guided(density, context), density.schedule, observe, *numbers, self.iterations)
+        lead = self.value.shape[:num_rows].numel()
+        value, std = (
+            of_rows(given.reshape(lead, shape.numel()), self.rows, "Observation: value").to(one)
+            for given in (self.value, self.std)
+        )
+        return posterior_mean(
+            self.prior.guided(density, context),
+            density.schedule,
+            lambda y: observed(y).reshape(len(y), shape.numel()),
+            value,
+            std,
+            self.iterations,
+        )
 
-    def _observed(self, x: Tensor) -> Tensor:
-        found = self.operator(x)
-        if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != len(x):
-            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ShapeError(f"Observation: the operator must keep the rows of events {list(x.shape)}; got {got}")
-        return found
+
+def of_rows(values: Tensor, rows: tuple[range, int] | None, what: str) -> Tensor:
+    """Return the values that belong to some of the draws: those of trailing dimensions of the shape of all draws.
+
+    Args:
+        values: ``[k, ...]``, one for each of the last ``k`` draws, and again for each ``k`` before them.
+        rows: Which draws, of how many; None where ``values`` are those of the draws, or one for all.
+        what: What to call them in messages.
+
+    Raises:
+        ShapeError: The number of draws is no multiple of theirs.
+
+    Example:
+        >>> of_rows(torch.tensor([[1.0], [2.0]]), (range(3, 6), 8), "value").flatten()
+        tensor([2., 1., 2.])
+    """
+    if rows is None or len(values) == 1:
+        return values
+    some, total = rows
+    if total % max(1, len(values)) or (total and not len(values)):
+        raise ShapeError(
+            f"{what}: {len(values)} rows of it do not match {total} draws: give one for all draws, or draw "
+            f"sample((n, {len(values)}))"
+        )
+    return values[torch.tensor(some, dtype=torch.long, device=values.device) % max(1, len(values))]
+
+
+def checked_prior(prior: Any) -> Guidance:
+    """Return the guidance of a prior as an object.
+
+    Raises:
+        ConfigError: It is none, or one that has a prior of its own.
+    """
+    given = as_guidance(prior)
+    if hasattr(given, "prior"):
+        raise ConfigError(
+            "guidance: one observation within another is not exact: give one operator, whose observations are side by "
+            "side, such as lambda x: torch.cat((x[:, :3], x[:, 5:].mean(1, keepdim=True)), 1)"
+        )
+    return given
+
+
+def _in_data_units(preprocess: nn.Module, y: Tensor) -> Tensor:
+    """Events of normalised ones; where they have a grid, between its values, too: rounding has no slope."""
+    if not preprocess.num_draws:
+        return preprocess.inverse(y)[0]  # type: ignore[operator]
+    chain: list[Any] = list(preprocess.bijections) if isinstance(preprocess, Composite) else [preprocess]
+    for bijection in reversed(chain[1:]):
+        y, _ = bijection.inverse(y)
+    return y - chain[0].step / 2

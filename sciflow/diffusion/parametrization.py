@@ -93,4 +93,3 @@ def mean_from(name: str, at: Levels) -> tuple[Tensor, Tensor]:
         (tensor([0.5000]), tensor([0.7071]))
     """
     return PARAMETRIZATIONS[name](at)
-

@@ -82,7 +82,7 @@ def posterior_mean(
         gain = (sigma.square() / alpha).to(x.dtype)
 
         def spread(direction: Tensor) -> tuple[Tensor, Tensor]:
-            """Take a direction, in standard deviations of the observation, through the covariance: to events, and on."""
+            """Take a direction, in deviations of the observation, through the covariance: to events, and on."""
             (back,) = torch.autograd.grad(observed, clean, direction / std, retain_graph=True)
             (moved,) = torch.autograd.grad(mean, noisy, back, retain_graph=True)
             moved = gain * moved

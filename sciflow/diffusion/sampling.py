@@ -74,11 +74,11 @@ def draw(
         return_trajectory: Return all states, ``[num_steps + 1, n, *event_shape]``.
     """
     process = Process(denoise, denoiser.schedule, generator)
-    x = noise * most_noise(denoiser, float(drawing.times[0])).to(noise.dtype)
+    x = noise * most_noise(denoiser, float(drawing.times[0]))
     return trajectory(process, drawing.sampler, x, drawing.times, lambda *_: on_step(), return_trajectory)
 
 
-def most_noise(denoiser: Denoiser, t: float) -> Tensor:
+def most_noise(denoiser: Denoiser, t: float) -> float:
     r"""Return the deviation of noisy events, :math:`\sqrt{\alpha^2 s^2 + \sigma^2}`, with ``s`` that of clean ones."""
     alpha, sigma = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
-    return torch.sqrt((alpha * denoiser.data_std.double().to(alpha.device)).square() + sigma.square()).to(denoiser.data_std.device)
+    return float(torch.hypot(alpha * float(denoiser.data_std), sigma))

@@ -28,9 +28,9 @@ class UNet(nn.Module):
     event are read beside the event; its tokens by the attention. The last layer starts at zero. Blocks as in Dhariwal
     & Nichol, arXiv:2105.05233, between levels as in Karras et al., arXiv:2206.00364.
 
-    Sides need not be powers of two: where one is odd, a level has one cell of padding more than half its length, and
-    loses it on the way back. A circular side remains one ring at all levels: its first cell then counts once more in
-    the last of the coarser ones.
+    Sides need not be powers of two: an odd one gets one cell of padding before it is halved, and loses it on the way
+    back. A circular side remains one ring at all levels, without a seam: where it is odd, its first cell counts once
+    more in the last of the coarser ones.
 
     Args:
         event_shape: ``[channel, *sides]`` with one, two or three sides.

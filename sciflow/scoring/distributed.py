@@ -1,23 +1,31 @@
-"""Scoring on Ray: one task a shard."""
+"""Scoring and sampling on Ray: one task a shard, one task a block of draws."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sciflow.data.lock import writing
+from sciflow.data.place import require_apart
 from sciflow.data.store import is_url
+from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, SciflowError
+from sciflow.families import load as load_density
 from sciflow.progress import progress_bar
+from sciflow.scoring.drawing import Drawing, weights_hash
 from sciflow.scoring.parts import Scoring
+from sciflow.scoring.samples import draw_here
 from sciflow.scoring.score import BATCH_SIZE
 from sciflow.training.distributed import connected, last_line
-from sciflow.training.run import Run
+from sciflow.training.run import Run, require_ended
 
-__all__ = ["score_on_ray"]
+__all__ = ["sample_on_ray", "score_on_ray"]
 
 
 def score_on_ray(
@@ -58,14 +66,89 @@ def score_on_ray(
         RunError: Workers failed for good.
     """
     job = _job(Path(model), store, out, batch_size)
-    # Elsewhere there are no locks: two that score the same at the same time write the same.
-    with nullcontext() if is_url(job.out) else writing(Path(job.out)):
+    with _held(job.out):
         waiting = job.begin(overwrite)
         if waiting:
-            _score_shards(job, waiting, address, use_gpu, progress)
+
+            def work(shard: tuple[str, int]) -> None:
+                job.score_shard(*shard, "cuda" if use_gpu else "cpu")
+
+            _each_on_ray(work, waiting, "scoring shards", address, use_gpu, progress)
         if waiting is not None:
             job.finish()
     return job.out
+
+
+def sample_on_ray(
+    model: str | Path,
+    n: int,
+    out: str | Path,
+    *,
+    context: Any = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    block_rows: int | None = None,
+    address: str | None = None,
+    local: bool = False,
+    use_gpu: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> str:
+    """Draw events, more than memory holds if need be, and write them as a Zarr store; one task a block of draws.
+
+    The same seed gives the same bytes on any number of workers, and in this process. A drawing that was interrupted
+    goes on with the same call, and ends with the same bytes as an unbroken one; one that is done is left as it is.
+
+    A single block is drawn in this process, unless a cluster is named: that takes less time than starting Ray.
+
+    Args:
+        model: Folder of a model, or of its run; all nodes must see it and ``out``.
+        n: Number of draws.
+        out: Zarr store to be written; a path, or a URL that fsspec knows.
+        context: One context, for a conditional density.
+        options: Of the density's sampler.
+        seed: Of all draws; a GPU makes others of it than a CPU.
+        block_rows: Most draws at a time, which bounds the memory of a task; None for 65,536, or 8 MiB of them. Draws
+            depend on it.
+        address: Of a running Ray cluster; None starts one on this machine for the time being.
+        local: Draw in this process, without Ray.
+        use_gpu: One GPU a task.
+        overwrite: Replace what is there.
+        progress: Show a progress bar on a terminal.
+
+    Returns:
+        Where the draws are.
+
+    Raises:
+        ConfigError: A number is out of range, or the sampler has no such option.
+        ModelFileError: The model cannot be read.
+        ShapeError: The context is missing, or not one of this density's.
+        StoreError: Another output is already there, or is being written by another process.
+        RunError: The model's training has not ended; the output cannot be written; or workers failed for good.
+    """
+    folder, place, device = _absolute(model), _absolute(out), "cuda" if use_gpu else "cpu"
+    require_ended(Path(folder))
+    density = load_density(folder)
+    # Beside the model, in the folder of its run, is a good place.
+    own = Path(folder, "model")
+    require_apart(place, own if own.is_dir() else folder)
+    job = Drawing.of(
+        density, n, place, block_rows=block_rows, seed=seed, context=context, options=options, device=device
+    )
+    with _held(place):
+        waiting = job.begin(density, overwrite)
+        if waiting is None:
+            return place
+        if local or (len(waiting) < 2 and not (address or os.environ.get("RAY_ADDRESS"))):
+            draw_here(job, load_density(folder, device) if use_gpu else density, waiting, progress)
+        else:
+
+            def work(number: int) -> None:
+                job.draw(_opened(folder, device, job.weights), number)
+
+            _each_on_ray(work, waiting, "drawing blocks", address, use_gpu, progress)
+        job.finish()
+    return place
 
 
 def _job(model: Path, store: str | Path | None, out: str | Path | None, batch_size: int | None) -> Scoring:
@@ -88,34 +171,67 @@ def _absolute(path: str | Path) -> str:
     return path if is_url(path) else str(Path(path).absolute())
 
 
-def _score_shards(
-    job: Scoring, waiting: list[tuple[str, int]], address: str | None, use_gpu: bool, progress: bool
+def _held(out: str) -> AbstractContextManager[None]:
+    """Keep other processes from writing the same; elsewhere than on a file system, two that do write the same bytes."""
+    return nullcontext() if is_url(out) else writing(Path(out))
+
+
+@lru_cache(maxsize=1)
+def _opened(model: str, device: str, weights: str) -> Density:
+    """A worker's density, kept from one block to the next."""
+    density = load_density(model, device)
+    if weights_hash(density) != weights:
+        raise RunError(f"{model}: another model has taken its place meanwhile: run the same command again")
+    return density
+
+
+def _each_on_ray(
+    work: Callable[[Any], object],
+    items: Sequence[Any],
+    what: str,
+    address: str | None,
+    use_gpu: bool,
+    progress: bool,
 ) -> None:
+    """Do something with every item, one Ray task each; a bounded number of them is under way.
+
+    Raises:
+        ConfigError: There is no such cluster, or it has no GPU.
+        SciflowError: What went wrong in a task, as it was raised there.
+        RunError: Something else did, again and again.
+    """
     with connected(address, num_cpus=os.cpu_count() or 1):
         import ray
 
+        kind = "GPU" if use_gpu else "CPU"
+        have = int(ray.cluster_resources().get(kind, 0))
+        if use_gpu and not have:
+            raise ConfigError("--gpu: the Ray cluster has no GPU: leave it out, or start a node that has one")
+
         @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
-        def score_shard(split: str, number: int) -> int:
+        def task(item: Any) -> None:
             # One thread a task: as many tasks as cores, and figures that do not depend on how many there are.
             torch.set_num_threads(1)
-            return job.score_shard(split, number, "cuda" if use_gpu else "cpu")
+            work(item)
 
-        at_once = 2 * max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)))
-        queue = iter(waiting)
-        running = [score_shard.remote(*shard) for _, shard in zip(range(at_once), queue, strict=False)]
+        def start(number: int) -> list[Any]:
+            return [task.remote(item) for _, item in zip(range(number), queue, strict=False)]
+
+        queue = iter(items)
+        running = start(2 * max(1, have))
         done = 0
-        with progress_bar("scoring shards", len(waiting), progress) as update:
+        with progress_bar(what, len(items), progress) as update:
             while running:
                 finished, running = ray.wait(running, num_returns=1)
                 try:
                     ray.get(finished)
                 except ray.exceptions.RayError as error:
-                    for task in running:
-                        ray.cancel(task)
+                    for other in running:
+                        ray.cancel(other)
                     cause = getattr(error, "cause", None)
                     if isinstance(cause, SciflowError):
                         raise cause from None
-                    raise RunError(f"scoring failed: {last_line(cause or error)}; the same command goes on") from None
+                    raise RunError(f"{what} failed: {last_line(cause or error)}; the same command goes on") from None
                 done += 1
                 update(done, "")
-                running += [score_shard.remote(*shard) for _, shard in zip(range(1), queue, strict=False)]
+                running += start(1)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from sciflow.data.layout import Layout
 from sciflow.data.lock import writing
-from sciflow.data.place import consolidate, put_in_place, require_free
 from sciflow.data.store import is_url
 from sciflow.density import Density
-from sciflow.errors import ConfigError, StoreError
-from sciflow.kernels import repeated
 from sciflow.progress import progress_bar
+from sciflow.scoring.drawing import Drawing
+from sciflow.scoring.labels import labelled_draws
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["samples_as_dataset", "write_samples"]
-
-BLOCK_ROWS = 1 << 16
+__all__ = ["draw_here", "samples_as_dataset", "write_samples"]
 
 
 def write_samples(
@@ -33,68 +28,65 @@ def write_samples(
     *,
     context: Any = None,
     seed: int = 0,
+    block_rows: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
-) -> Path:
-    """Draw events and write them as a Zarr store with the variables that the density was trained on.
+    **options: Any,
+) -> Path | str:
+    """Draw events in this process, and write them as a Zarr store with the variables of the training data.
+
+    A drawing that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one; one that
+    is done is left as it is.
 
     Args:
         density: A trained density.
         n: Number of draws.
-        out: Zarr store to be written; it appears whole.
+        out: Zarr store to be written; a path, or a URL that fsspec knows.
         context: One context, for a conditional density.
-        seed: The same seed gives the same draws.
+        seed: The same seed gives the same draws, on the same kind of device.
+        block_rows: Most draws at a time, which bounds the memory; None for 65,536, or 8 MiB of them. Draws depend on
+            it.
         overwrite: Replace what is there.
         progress: Show a progress bar on a terminal.
+        **options: Of the density's sampler.
+
+    Returns:
+        Where they are.
 
     Raises:
-        ConfigError: ``n`` is below 1, or the seed below 0.
-        StoreError: The output is already there, is being written by another process, or cannot be written.
+        ConfigError: ``n`` is below 1, the seed below 0, or an option unknown.
+        ShapeError: The context is missing, or not one of this density's.
+        StoreError: Another output is already there, or is being written by another process.
+        RunError: It cannot be written, or does not fit into memory; what is drawn is kept.
+
+    Example:
+        >>> import tempfile, xarray
+        >>> from sciflow.flows import NSF
+        >>> path = write_samples(NSF((2,), num_transforms=1), 5, tempfile.mkdtemp() + "/draws.zarr")
+        >>> xarray.open_zarr(path).x.shape
+        (5, 2)
     """
-    if n < 1:
-        raise ConfigError(f"n {n}: draw 1 event or more")
-    if seed < 0:
-        raise ConfigError(f"seed {seed}: 0 or more")
-    path = Path(out)
-    if is_url(out):
-        raise StoreError(f"{out}: samples are written to a file system: give a path, and copy the result")
-    require_free(path, overwrite)
-    partial = Path(f"{path}.partial")
-    density.eval()
-    with writing(path):
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            with progress_bar("drawing", n, progress) as update, repeated(-(-n // BLOCK_ROWS)):
-                for number, start in enumerate(range(0, n, BLOCK_ROWS)):
-                    # A seed of its own for every block: draws do not depend on how many blocks are made at a time.
-                    block_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-                    rows = min(BLOCK_ROWS, n - start)
-                    block = samples_as_dataset(density, density.sample(rows, context, seed=block_seed), start)
-                    how: dict[str, Any] = {"append_dim": "sample"} if number else {"zarr_format": 3}
-                    block.to_zarr(partial, consolidated=False, **how)
-                    update(start + rows, "")
-            consolidate(partial)
-            put_in_place(partial, path)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StoreError(f"{path}: cannot be written: {error.strerror or error}; nothing is left behind") from None
-    return path
+    job = Drawing.of(density, n, str(out), context=context, options=options, seed=seed, block_rows=block_rows)
+    with nullcontext() if is_url(out) else writing(Path(out)):
+        waiting = job.begin(density, overwrite)
+        if waiting is not None:
+            draw_here(job, density, waiting, progress)
+            job.finish()
+    return out if is_url(out) else Path(out)
+
+
+def draw_here(job: Drawing, density: Density, waiting: list[int], progress: bool) -> None:
+    """Draw blocks in this process; the progress bar counts them, or the steps of a single one."""
+    alone = len(waiting) == 1
+    with progress_bar("drawing blocks", len(waiting), progress and not alone) as update:
+        for done, number in enumerate(waiting, 1):
+            job.draw(density, number, progress and alone)
+            update(done, "")
 
 
 def samples_as_dataset(density: Density, samples: torch.Tensor, first: int = 0) -> xr.Dataset:
     """Label draws ``[n, *event_shape]`` with the variables, units and dimensions of the training data."""
     import xarray as xr
 
-    values = samples.cpu().numpy()
-    coords = {"sample": np.arange(first, first + len(values))}
-    if density.layout is None:
-        axes = [f"axis_{place}" for place in range(values.ndim - 1)]
-        return xr.Dataset({"x": (("sample", *axes), values)}, coords)
-    layout = Layout.from_json(density.layout)
-    dims = ("sample", *(dim.name for dim in layout.event_dims))
-    parts = values.swapaxes(0, 1) if layout.has_variable_axis else [values]
-    arrays = {
-        name: (dims, part, {"units": units} if units else {})
-        for name, units, part in zip(layout.variables, layout.units, parts, strict=True)
-    }
-    return xr.Dataset(arrays, coords)
+    arrays = labelled_draws(density, samples.cpu().numpy(), first)
+    return xr.Dataset({name: tuple(array) for name, array in arrays.items()})

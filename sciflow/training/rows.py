@@ -53,6 +53,8 @@ def training_data(
     """
     if any(tensor.is_inference() for tensor in (*density.parameters(), *density.buffers())):
         raise ConfigError("a density that is built under torch.inference_mode() cannot be trained: build it outside")
+    if not any(parameter.requires_grad for parameter in density.parameters()):
+        raise ConfigError(f"this {type(density).__name__} has no parameters to train")
     if isinstance(data, (str, Path)):
         data = open_store(data)
     if isinstance(data, Store):

@@ -56,6 +56,8 @@ class Density(nn.Module, ABC):
     family: ClassVar[str]
     #: What the training loss is called: "loss" where it is minus log p, in nats; "objective" where it is not.
     objective: ClassVar[Literal["loss", "objective"]] = "loss"
+    #: Of minus the loss in evaluation mode, by which training is judged: "nats" where that is log p.
+    unit: str = "nats"
     blur: Tensor | None
     layout: dict[str, Any] | None
     context_columns: Columns
@@ -171,8 +173,8 @@ class Density(nn.Module, ABC):
     def loss(self, x: Any, context: Any = None) -> Tensor:
         """Return what training lowers, ``[*batch]``, one value a row.
 
-        In evaluation mode it is minus log p, or minus what bounds log p from below: nats, data units. While training it
-        may be something else, see :attr:`objective`.
+        In evaluation mode it is minus log p, or minus what bounds log p from below: nats, data units; or what
+        :attr:`unit` says. While training it may be something else, see :attr:`objective`.
         """
         num_draws = self._num_draws
         y, c, log_det, batch = self._normalise(x, context, num_draws, checked=False)
@@ -242,6 +244,14 @@ class Density(nn.Module, ABC):
         self.blur = self._blur_for(rows)
         if self.preprocess_context is not None and c is not None:
             self.preprocess_context.fit(c)  # type: ignore[operator]
+
+    def doubts(self, layout: Any) -> list[str]:
+        """Say what the density would misread in events that are laid out like this, one sentence each.
+
+        Args:
+            layout: Of a store or of labelled data, see :class:`sciflow.data.layout.Layout`; None where there is none.
+        """
+        return []
 
     def save(self, path: str | Path) -> Path:
         """Write ``model.safetensors`` and ``model.json`` into the folder ``path``; see :func:`sciflow.load`."""

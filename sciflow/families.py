@@ -16,11 +16,11 @@ from sciflow.conditions import Conditions
 from sciflow.config import must_be
 from sciflow.contexts import ContextShape
 from sciflow.density import Density
-from sciflow.diffusion import Diffusion
+from sciflow.diffusion import Diffusion, Student
 from sciflow.errors import ConfigError, SciflowError, nearest
 from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, ResidualFlow, TransformerFlow
 
-__all__ = ["FAMILIES", "build", "load"]
+__all__ = ["FAMILIES", "build", "load", "located"]
 
 FAMILIES: dict[str, type[Density]] = {
     Diffusion.family: Diffusion,
@@ -31,6 +31,7 @@ FAMILIES: dict[str, type[Density]] = {
     NSF.family: NSF,
     RealNVP.family: RealNVP,
     ResidualFlow.family: ResidualFlow,
+    Student.family: Student,
     TransformerFlow.family: TransformerFlow,
 }
 
@@ -74,6 +75,17 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: C
             raise ConfigError(f"model.{key}: unknown key; {nearest(str(key), known)}")
         _require_kind(key, value, hints[key])
     return family(event_shape, context_shape, **arguments)
+
+
+def located(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a workflow's ``model`` section whose folders are found from any other: workers have one of their own.
+
+    Example:
+        >>> located({"name": "nsf", "num_bins": 8})
+        {'name': 'nsf', 'num_bins': 8}
+    """
+    teacher = model.get("teacher")
+    return {**model, "teacher": str(Path(teacher).absolute())} if isinstance(teacher, str) else dict(model)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Density:

@@ -101,10 +101,16 @@ def _describe_run(console: Console, run: Run) -> None:
         ]
     else:
         records = read_metrics(run.folder / "metrics.jsonl")
-        found = [record for record in records if "validation_log_prob" in record]
+        units = {"validation_log_prob": " nats", "validation_score": ""}
+        found = [
+            f"{record[name]:.3f}{unit} at step {record['step']:,}"
+            for record in records
+            for name, unit in units.items()
+            if name in record
+        ]
         facts.append(("state", f"not ended; step {records[-1]['step']:,}" if records else "not begun"))
         if found:
-            facts.append(("held out", f"{found[-1]['validation_log_prob']:.3f} nats at step {found[-1]['step']:,}"))
+            facts.append(("held out", found[-1]))
     _print_facts(console, facts)
 
 

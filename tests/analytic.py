@@ -20,7 +20,8 @@ class GaussianMixture:
     r"""Mixture of Gaussians: noise turns it into another one, and its denoiser has a closed form.
 
     .. math:: p(x_t) = \sum_k w_k N(\alpha m_k, \alpha^2 S_k + \sigma^2), \qquad
-              E[x_0 \mid x_t] = \sum_k r_k \left( m_k + \alpha S_k (\alpha^2 S_k + \sigma^2)^{-1} (x_t - \alpha m_k) \right)
+              E[x_0 \mid x_t] = \sum_k r_k
+                \left( m_k + \alpha S_k (\alpha^2 S_k + \sigma^2)^{-1} (x_t - \alpha m_k) \right)
 
     with :math:`r_k` the probability of component k given :math:`x_t`. Numbers are float64; results have the dtype and
     the device of what they are asked about.

@@ -325,11 +325,11 @@ def test_arguments_out_of_range_are_told_of(arguments: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be a whole number from 1 to 100,000; got 0"),
+        ({"num_steps": 0}, "num_steps must be a whole number from 1 to .*; got 0"),
         ({"num_steps": 2.5}, "num_steps must be a whole number"),
-        ({"sampler": "dpn++"}, "dpm"),
+        ({"sampler": "dpn++"}, "did you mean dpm"),
         ({"spacing": "even"}, "spacing: got 'even'"),
-        ({"least_noise": 0}, "least_noise must be above 0"),
+        ({"least_noise": 0}, "least_noise must be a number from"),
         ({"guidance": "strong"}, "guidance: a number such as 2.0"),
         ({"steps": 10}, "takes sampler, num_steps, .*; got steps"),
     ],

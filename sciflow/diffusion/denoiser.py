@@ -78,6 +78,8 @@ class NetworkDenoiser(Denoiser):
 
     def levels(self, t: Tensor, x: Tensor) -> Levels:
         """Return where in the schedule rows are, in double precision, to be broadcast over events like ``x``."""
+        if len(t) > 1 and t.stride(0) == 0:  # one time for all rows: embedded once
+            t = t[:1]
         t = t.double().clamp_max(self._t_max).reshape(-1, *[1] * (x.ndim - 1))
         alpha, sigma = self.schedule(t)
         alpha_rate, sigma_rate = self.schedule.derivatives(t.clamp_min(1e-12))

@@ -21,6 +21,8 @@ from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.probability_flow import to_events, to_noise
+from sciflow.diffusion.samplers import Spacing, times
+from sciflow.diffusion.samplers import sampler as as_sampler
 from sciflow.diffusion.sampling import Drawing, draw
 from sciflow.diffusion.schedules import Schedule
 from sciflow.diffusion.schedules import schedule as as_schedule
@@ -28,6 +30,7 @@ from sciflow.diffusion.weighting import Weighting, spread_evenly
 from sciflow.diffusion.weighting import weighting as as_weighting
 from sciflow.errors import ConfigError, ModelFileError
 from sciflow.likelihood import error_of_mean
+from sciflow.nets import DiffusionTransformer, UNet
 from sciflow.progress import progress_bar
 
 __all__ = ["Diffusion"]
@@ -49,7 +52,10 @@ class Diffusion(Density):
     are choices apart from it. Source: Ho et al., arXiv:2006.11239; Song et al., arXiv:2011.13456; Karras et al.,
     arXiv:2206.00364; Lipman et al., arXiv:2210.02747.
 
-    ``log_prob`` is a lower bound, estimated with 64 evaluations of the network; ``likelihood`` says how well.
+    ``log_prob`` is a lower bound, estimated with 64 evaluations of the network; ``likelihood`` says how well, and takes
+    ``num_draws`` (64 by default) and ``seed``. With a seed (0 by default) all rows share levels and noise: the value of a
+    row is the same alone and among others, and rows compare well; but their errors are alike, and the mean of many rows
+    is known no better than one. ``seed=None`` draws anew for every row, for means.
 
     Args:
         event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
@@ -160,8 +166,8 @@ class Diffusion(Density):
             >>> from sciflow.diffusion import schedule
             >>> vp = schedule("vp")
             >>> model = Diffusion.from_denoiser(denoise, (2,), vp)
-            >>> round(float(model.likelihood(torch.zeros(1, 2)).log_prob), 2)  # -log(2 pi)
-            -1.84
+            >>> round(float(model.likelihood(torch.zeros(1, 2)).log_prob), 1)  # -log(2 pi)
+            -1.8
         """
         if not callable(denoise):
             raise ConfigError(f"denoise must be a function of x_t and t; got {denoise!r:.80}")
@@ -195,7 +201,7 @@ class Diffusion(Density):
         sampler: Any = "dpm++",
         num_steps: int = 25,
         guidance: Any = 1.0,
-        spacing: str = "power",
+        spacing: Spacing = "sigmoid",
         least_noise: float = 2e-3,
         return_trajectory: bool = False,
         progress: bool = True,
@@ -211,7 +217,7 @@ class Diffusion(Density):
                 :func:`sciflow.diffusion.samplers.sampler`.
             num_steps: Steps, one evaluation of the network each unless the sampler says otherwise.
             guidance: A number for classifier-free guidance (1 for none), or see :mod:`sciflow.diffusion.guidance`.
-            spacing: Where the steps fall, see :func:`sciflow.diffusion.samplers.spacing.times`.
+            spacing: Where the steps fall, see :func:`sciflow.diffusion.samplers.times`.
             least_noise: Noise level from which the last step goes to the event.
             return_trajectory: Return the noisy events on the way, too.
             progress: Show a progress bar on a terminal.
@@ -226,7 +232,7 @@ class Diffusion(Density):
         if options:
             known = "sampler, num_steps, guidance, spacing, least_noise, return_trajectory, progress"
             raise ConfigError(f"sampling from {type(self).__name__} takes {known}; got {', '.join(options)}")
-        drawing = Drawing.of(self.schedule, sampler, num_steps, spacing, least_noise)
+        drawing = Drawing(as_sampler(sampler), times(self.schedule, num_steps, spacing, least_noise))
         return super().sample(
             n,
             context,
@@ -279,7 +285,7 @@ class Diffusion(Density):
         squares, count = 0.0, 0
         with torch.no_grad():
             for part in rows.split(1 << 14):
-                y, _ = self.preprocess(part)  # type: ignore[operator]
+                y, _ = self.preprocess(part)
                 finite = torch.isfinite(y)
                 squares += float(torch.where(finite, y, 0).double().square().sum())
                 count += int(finite.sum())
@@ -295,6 +301,17 @@ class Diffusion(Density):
                     "beside the code that builds it"
                 )
         return super().save(path)
+
+    def doubts(self, layout: Any) -> list[str]:
+        """Say so where a dimension of the grid would be taken for channels."""
+        network = getattr(self.denoiser, "network", None)
+        if layout is None or layout.has_variable_axis or not isinstance(network, UNet | DiffusionTransformer):
+            return []
+        names = [dim.name for dim in layout.event_dims]
+        return [
+            f"events are of one variable over {' x '.join(names)}, and the network takes {names[0]} for channels: build "
+            f'it with network={{"unet": {{"grid_dims": {len(names)}}}}}'
+        ] * (len(names) > 1)
 
     def mean_at(self, x: Tensor, t: Tensor, context: Tensor | None, schedule: Schedule) -> Tensor:
         """Return the mean of the clean events, of noisy ones and times of another schedule.
@@ -333,7 +350,7 @@ class Diffusion(Density):
             raise ConfigError(f"method 'elbo' takes num_draws and seed; got {', '.join(options)}")
         checked = Arguments("likelihood")
         checked.whole("num_draws", num_draws, 2 * _GROUPS, _MOST_DRAWS)
-        bounds = self._bounds(y, context, num_draws, checked.whole("seed", seed, 0, 2**63 - 1))
+        bounds = self._bounds(y, context, num_draws, checked.seed(seed))
         return Likelihood(
             log_prob=bounds.mean(0).to(y.dtype),
             error=error_of_mean(bounds.detach(), 0).to(y.dtype),
@@ -342,12 +359,12 @@ class Diffusion(Density):
             kind="elbo",
         )
 
-    def _bounds(self, y: Tensor, context: Tensor | None, num_draws: int, seed: int) -> Tensor:
-        """Independent estimates of the bound, ``[groups, n]``; those of a row do not depend on the other rows."""
-        generator = torch.Generator().manual_seed(seed)
+    def _bounds(self, y: Tensor, context: Tensor | None, num_draws: int, seed: int | None) -> Tensor:
+        """Independent estimates of the bound, ``[groups, n]``; with a seed those of a row do not depend on others."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         each = max(1, num_draws // _GROUPS)
         return torch.stack(
-            [elbo(self.denoiser, y, context, each, generator, same_for_all=True) for _ in range(_GROUPS)]
+            [elbo(self.denoiser, y, context, each, generator, same_for_all=seed is not None) for _ in range(_GROUPS)]
         )
 
     def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:

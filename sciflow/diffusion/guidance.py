@@ -15,7 +15,7 @@ from sciflow.errors import ConfigError, ShapeError
 if TYPE_CHECKING:
     from sciflow.diffusion.diffusion import Diffusion
 
-__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuidance", "Guidance", "guidance"]
+__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuidance", "Guidance", "guidance", "require_gradients"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _MOST_SCALE = 1e6
@@ -124,6 +124,8 @@ class ClassifierGuidance(Guidance):
             raise ConfigError(f"guidance: log_prob must be a function of x_t and t; got {self.log_prob!r:.80}")
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
+        require_gradients()
+
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = density.schedule(t.double())
             step = (self.scale * sigma.square() / alpha).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
@@ -211,6 +213,16 @@ def guidance(given: Any) -> Guidance:
     raise ConfigError(
         f"guidance: a number such as 2.0, or an object such as Autoguidance(...), expected; got {given!r:.80}"
     )
+
+
+def require_gradients() -> None:
+    """Refuse to work where torch takes no derivatives, whoever asks for them.
+
+    Raises:
+        ConfigError: Inference mode is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ConfigError("guidance: derivatives are needed, which torch.inference_mode() forbids: use torch.no_grad()")
 
 
 def _require_scale(scale: Any) -> None:

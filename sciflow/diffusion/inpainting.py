@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inpainting", "inpaint"]
 
-_STD = 1e-3  # of normalised values that are known: small beside the noise of the last step
+_STD = 1e-3  # of known values, in deviations of the events: small beside the noise of the last step
 _POINTS = 16  # of the cell of a value on a grid
 
 
@@ -96,12 +96,12 @@ class Inpainting(Guidance):
     def _held(self, density: Diffusion, context: Tensor | None, value: Tensor, std: Tensor, known: Tensor) -> Denoise:
         size = density.event_shape.numel()
         conditioned = posterior_mean(
+            density,
             self.prior.guided(density, context),
-            density.schedule,
             # What is unknown is observed, too, as 0 that is 0 in every event.
             lambda y: torch.where(known, y, 0).reshape(len(y), size),
             torch.where(known, value, 0).reshape(-1, size),
-            torch.where(known, torch.hypot(std, torch.full_like(std, _STD)), 1).reshape(-1, size),
+            torch.where(known, torch.hypot(std, (_STD * density.denoiser.data_std).to(std)), 1).reshape(-1, size),
             self.iterations,
         )
         exact = known & (std == 0)

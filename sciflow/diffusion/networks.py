@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sciflow.contexts import Contexts
 from sciflow.errors import ConfigError, nearest
@@ -14,7 +14,7 @@ from sciflow.nets.denoising_mlp import DenoisingMLP
 from sciflow.nets.diffusion_transformer import DiffusionTransformer
 from sciflow.nets.unet import UNet
 
-__all__ = ["NETWORKS", "network"]
+__all__ = ["NETWORKS", "OneChannel", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": DenoisingMLP, "unet": UNet, "transformer": DiffusionTransformer}
 
@@ -25,7 +25,8 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
     Args:
         given: None for a residual perceptron for vectors, and a U-Net for series and fields; ``"mlp"``, ``"unet"`` or
             ``"transformer"``; with sizes a mapping such as ``{"unet": {"channels": 32}}``; or a module of the user's,
-            ``network(x, level, context)``.
+            ``network(x, level, context)``. The first axis of an event counts channels. Where it has none, as a field
+            of one variable, ``{"unet": {"grid_dims": 2}}`` says how many dimensions the grid has.
         event_shape: Shape of one event.
         contexts: What it is conditioned on, or None.
         num_levels: Noise levels that it is told of: two for students that jump from one to another.
@@ -52,7 +53,33 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
         raise ConfigError(f"network: {name} takes its sizes by name; got {sizes!r:.200}")
     own = ("event_shape", "contexts", "num_levels")
     known = [key for key in inspect.signature(NETWORKS[name]).parameters if key not in own]
+    if name != "mlp":
+        known.append("grid_dims")
     for key in sizes:
         if key not in known:
             raise ConfigError(f"network: {name}: {key!r:.80}: unknown size; {nearest(str(key), known)}")
+    sizes = dict(sizes)
+    grid_dims = sizes.pop("grid_dims", None)
+    if grid_dims not in (None, len(event_shape) - 1, len(event_shape)) or isinstance(grid_dims, bool):
+        few, many = len(event_shape) - 1, len(event_shape)
+        raise ConfigError(f"network: grid_dims: events {list(event_shape)} have {few} or {many}; got {grid_dims!r:.80}")
+    if grid_dims == len(event_shape):
+        return OneChannel(NETWORKS[name]((1, *event_shape), contexts, num_levels=num_levels, **sizes))
     return NETWORKS[name](event_shape, contexts, num_levels=num_levels, **sizes)
+
+
+class OneChannel(nn.Module):
+    """A network of events that have a grid alone, and no channels.
+
+    Args:
+        network: Of the same with one channel.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return a tensor of ``x``'s shape."""
+        answer: Tensor = self.network(x[:, None], level, context)
+        return answer[:, 0]

@@ -39,7 +39,7 @@ class Observation(Guidance):
     prior, given the noisy event, is taken for Gaussian, and the operator for linear: better the less noise there is,
     and so better with samplers that add noise on the way, such as ``sampler="ddpm", num_steps=100``.
 
-    A draw costs ``1 + 1.5 * iterations`` times an unguided one or so. Observations that are many, precise, and of
+    A draw costs ``2 + iterations`` times an unguided one or so. Observations that are many, precise, and of
     values that vary together want more iterations; one is the gradient of diffusion posterior sampling (Chung et al.,
     arXiv:2209.14687) with the length that fits best. Source: Rozet et al., arXiv:2405.13712; Boys et al.,
     arXiv:2310.06721; see :func:`sciflow.diffusion.posterior.posterior_mean`.
@@ -125,8 +125,8 @@ class Observation(Guidance):
             for given in (self.value, self.std)
         )
         return posterior_mean(
+            density,
             self.prior.guided(density, context),
-            density.schedule,
             lambda y: observed(y).reshape(len(y), shape.numel()),
             value,
             std,

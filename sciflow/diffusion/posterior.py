@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.guidance import Denoise
+from sciflow.diffusion.guidance import Denoise, require_gradients
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sciflow.diffusion.diffusion import Diffusion
+
 __all__ = ["posterior_mean"]
 
-# Up to here, for events of unit variance, networks know how their mean moves: the covariance is this level squared
+# Up to here, in deviations of the events, networks know how their mean moves: the covariance is this level squared
 # times a derivative, and so is the derivative's error, while the covariance itself grows no more.
 _MOST_NOISE = 10.0
 
+_Map = Callable[[Tensor], Tensor]
+
 
 def posterior_mean(
+    density: Diffusion,
     denoise: Denoise,
-    schedule: Schedule,
-    observe: Callable[[Tensor], Tensor],
+    observe: _Map,
     value: Tensor,
     std: Tensor,
     iterations: int,
@@ -43,17 +49,19 @@ def posterior_mean(
     Source: Rozet et al., arXiv:2405.13712; Boys et al., arXiv:2310.06721.
 
     Args:
-        denoise: ``denoise(x_t, t)``, differentiable.
-        schedule: Of its times.
+        density: Whose schedule and scale of events it is.
+        denoise: Its denoiser ``denoise(x_t, t)``, differentiable.
         observe: From normalised events ``[n, *event_shape]`` to observations ``[n, m]``, differentiable.
         value: What was observed, ``[n, m]`` or ``[1, m]``.
         std: Standard deviation of its noise, of the same shape.
         iterations: How many; more than ``m`` are never needed.
 
     Raises:
-        ConfigError: While drawing: the denoiser or the observation has no derivative.
+        ConfigError: Inference mode is on; or, while drawing, the denoiser or the observation has no derivative.
     """
-    latest = float(schedule.time(torch.tensor(_MOST_NOISE, dtype=torch.float64)))
+    require_gradients()
+    schedule = density.schedule
+    latest = float(schedule.time(_MOST_NOISE * density.denoiser.data_std.double()))
 
     def conditioned(x: Tensor, t: Tensor) -> Tensor:
         t = t.double()
@@ -66,32 +74,48 @@ def posterior_mean(
         with torch.enable_grad():
             noisy = near.detach().clone().requires_grad_()
             mean = denoise(noisy, near_t)
-            centre = mean.detach() if centre is None else centre
-            clean = centre.clone().requires_grad_()
-            observed = observe(clean)
-            if not observed.requires_grad:
-                raise ConfigError("guidance: the operator must be made of torch's functions, of which slopes are known")
-            if not mean.requires_grad:
-                raise ConfigError("guidance: the denoiser must be made of torch's functions, of which slopes are known")
-            # Linear in the weights: its derivative by them is that of the observation by the event.
-            weights = torch.zeros_like(observed, requires_grad=True)
-            (pulled,) = torch.autograd.grad(observed, clean, weights, create_graph=True)
-        if not pulled.requires_grad:
-            raise ConfigError("guidance: the operator has slope 0 everywhere, so that nothing follows from its value")
+        if not mean.requires_grad:
+            raise ConfigError("guidance: the denoiser must be made of torch's functions, of which slopes are known")
+        centre = mean.detach() if centre is None else centre
         alpha, sigma = (level.reshape(-1, *[1] * (x.ndim - 1)) for level in schedule(near_t))
         gain = (sigma.square() / alpha).to(x.dtype)
 
+        observed, pull, push = _linearised(observe, centre)
+
         def spread(direction: Tensor) -> tuple[Tensor, Tensor]:
             """Take a direction, in deviations of the observation, through the covariance: to events, and on."""
-            (back,) = torch.autograd.grad(observed, clean, direction / std, retain_graph=True)
-            (moved,) = torch.autograd.grad(mean, noisy, back, retain_graph=True)
-            moved = gain * moved
-            (seen,) = torch.autograd.grad(pulled, weights, moved, retain_graph=True)
-            return moved, seen / std
+            (moved,) = torch.autograd.grad(mean, noisy, pull(direction / std), retain_graph=True)
+            return gain * moved, push(gain * moved) / std
 
-        return centre + _shift((value - observed.detach()) / std, spread, iterations)
+        return centre + _shift((value - observed) / std, spread, iterations)
 
     return conditioned
+
+
+def _linearised(observe: _Map, at: Tensor) -> tuple[Tensor, _Map, _Map]:
+    """What is observed at a point, and the derivative there: of the observation back to events, and of events to it.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    with torch.enable_grad():
+        point = at.detach().clone().requires_grad_()
+        observed = observe(point)
+        if not observed.requires_grad:
+            raise ConfigError("guidance: the operator must be made of torch's functions, of which slopes are known")
+        # Linear in the weights: its derivative by them is that of the observation by the event.
+        weights = torch.zeros_like(observed, requires_grad=True)
+        (pulled,) = torch.autograd.grad(observed, point, weights, create_graph=True)
+    if not pulled.requires_grad:
+        raise ConfigError("guidance: the operator has slope 0 everywhere, so that nothing follows from its value")
+
+    def pull(direction: Tensor) -> Tensor:
+        return torch.autograd.grad(observed, point, direction, retain_graph=True)[0]
+
+    def push(direction: Tensor) -> Tensor:
+        return torch.autograd.grad(pulled, weights, direction, retain_graph=True)[0]
+
+    return observed.detach(), pull, push
 
 
 def _with_less_noise(x: Tensor, t: Tensor, mean: Tensor, latest: float, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -129,6 +153,8 @@ def _shift(off: Tensor, spread: Callable[[Tensor], tuple[Tensor, Tensor]], itera
         left = rest.norm(dim=1)
         # Of a row whose space is exhausted, nothing more comes: it does not wait for the others with noise.
         direction = _unit(rest, left, left > rounding * images[-1].norm(dim=1))
+        if not direction.any():
+            break
     basis, moved = torch.stack(directions, 1).double(), torch.stack(images, 1).double()
     projected = basis @ moved.mT
     symmetric, doubt = (projected + projected.mT) / 2, torch.linalg.matrix_norm(projected - projected.mT) / 2

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
-from sciflow.diffusion.samplers import Process, Sampler, sampler, times, trajectory
-from sciflow.diffusion.samplers.spacing import SPACINGS, Spacing
-from sciflow.diffusion.schedules import Schedule
-from sciflow.errors import ConfigError, nearest
+from sciflow.diffusion.samplers import Process, Sampler, trajectory
 
 __all__ = ["Drawing", "draw", "most_noise"]
-
-MOST_STEPS = 100_000
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,24 +25,6 @@ class Drawing:
 
     sampler: Sampler
     times: Tensor
-
-    @classmethod
-    def of(cls, schedule: Schedule, given: Any, num_steps: Any, spacing: Any, least_noise: Any) -> Drawing:
-        """Check what a user asked for.
-
-        Raises:
-            ConfigError: There is no such sampler or spacing, or a number is out of range.
-        """
-        whole = not isinstance(num_steps, bool) and hasattr(num_steps, "__index__")
-        if not whole or not 1 <= operator.index(num_steps) <= MOST_STEPS:
-            raise ConfigError(f"num_steps must be a whole number from 1 to {MOST_STEPS:,}; got {num_steps!r:.80}")
-        if spacing not in SPACINGS:
-            raise ConfigError(f"spacing: got {spacing!r:.80}; {nearest(str(spacing), SPACINGS)}")
-        number = isinstance(least_noise, int | float) and not isinstance(least_noise, bool)
-        if not (number and 0 < least_noise <= 1):
-            raise ConfigError(f"least_noise must be above 0, and 1 at the most; got {least_noise!r:.80}")
-        chosen: Spacing = spacing
-        return cls(sampler(given), times(schedule, operator.index(num_steps), chosen, float(least_noise)))
 
 
 def draw(

@@ -31,14 +31,15 @@ __all__ = ["log_prob_histogram", "loss_curve", "score_map"]
 
 
 def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the training loss and minus the validation log p over the steps, and mark the best validation.
+    """Draw the training loss and minus the validation log p (or score) over the steps, and mark the best validation.
 
     The axis follows the settled part of the curve: the first steps can be orders of magnitude above it. What is trained
     by something else than log p has a panel for that below.
 
     Args:
         metrics: Records with ``step`` and either ``loss`` (training, nats), ``objective`` (training, where that is not
-            log p), or ``validation_log_prob`` and ``validation_error`` (nats). Other records, and values that are not
+            log p), or ``validation_log_prob`` and ``validation_error`` (nats), or ``validation_score`` and
+            ``validation_error`` (where a density is judged by something else). Other records, and values that are not
             finite, are passed over.
 
     Returns:
@@ -52,9 +53,12 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     training, objective = _series(metrics, "loss"), _series(metrics, "objective")
-    validation = _series(metrics, "validation_log_prob", "validation_error")
+    validation, unit, judged = _series(metrics, "validation_log_prob", "validation_error"), " nats", "log p"
+    if len(validation) == 0:
+        scores = _series(metrics, "validation_score", "validation_error")
+        validation, unit, judged = (scores, "", "score") if len(scores) else (validation, unit, judged)
     figure, (axes, *below) = new_figure(7.0, 6.0 if len(objective) else 4.0, num_rows=2 if len(objective) else 1)
-    style(axes, "step", "loss, mean of $-\\log p$ (nats)")
+    style(axes, "step", "loss, mean of $-\\log p$ (nats)" if unit else "validation, minus the score")
     if len(training) + len(validation) + len(objective) == 0:
         _say(axes, "nothing recorded yet")
         figure.set_label("Loss: nothing recorded yet.")
@@ -92,9 +96,9 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             mew=0.8,
             ls="",
             zorder=5,
-            label=f"best: log p {told} nats, step {int(step[best]):,}",
+            label=f"best: {judged} {told}{unit}, step {int(step[best]):,}",
         )
-        label += f"; best validation log p {told} nats at step {int(step[best]):,}"
+        label += f"; best validation {judged} {told}{unit} at step {int(step[best]):,}"
     axes.set_ylim(*_loss_limits(training[:, 1], -validation[:, 1]))
     for panel in (axes, *below):
         if below:

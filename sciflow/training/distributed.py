@@ -269,7 +269,8 @@ def _following(run: Run, update: Callable[[int, str], None]) -> Iterator[None]:
             records = read_metrics(run.folder / "metrics.jsonl", TAIL_BYTES)
             if records:
                 losses = [f"{n} {r[n]:.3f}" for r in records for n in ("loss", "objective") if n in r][-1:]
-                found = [f"validation {r['validation_log_prob']:.3f}" for r in records if "validation_log_prob" in r]
+                judged = ("validation_log_prob", "validation_score")
+                found = [f"validation {r[name]:.3f}" for r in records for name in judged if name in r]
                 update(records[-1]["step"], ", ".join(losses + found[-1:]))
 
     follower = threading.Thread(target=follow, daemon=True)

@@ -1,10 +1,11 @@
-"""Mean log p of held-out rows, with its standard error."""
+"""Mean log p of held-out rows, or what else a density is judged by, with its standard error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -21,13 +22,14 @@ NAMED_ROWS = 10
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Log p of a set of rows.
+    """Log p of a set of rows, or another figure that is the better, the higher it is.
 
     Attributes:
         mean: Mean log p a row, nats, data units (the bound that is trained on, where there is no log p in one pass).
         error: Standard error of the mean.
         count: Rows.
         impossible: Rows outside the support of the density, log p = -inf; they are left out of the mean.
+        unit: ``"nats"``; something else where the figure is not log p, see :attr:`sciflow.density.Density.unit`.
 
     Example:
         >>> print(Evaluation(-31.4159, 0.0313, 1000))
@@ -40,14 +42,15 @@ class Evaluation:
     error: float
     count: int
     impossible: int = 0
+    unit: str = "nats"
 
     def __str__(self) -> str:
         # As many digits as the error bears.
         digits = min(8, max(2, math.ceil(-math.log10(self.error)))) if 0 < self.error < math.inf else 2
         outside = f" ({self.impossible:,} more rows are impossible, log p -inf)" if self.impossible else ""
-        return f"{self.mean:.{digits}f} +- {self.error:.{digits}f} nats{outside}"
+        return f"{self.mean:.{digits}f} +- {self.error:.{digits}f} {self.unit}{outside}"
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary."""
         return asdict(self)
 
@@ -88,9 +91,10 @@ def evaluate(
             totals += torch.stack([*map(known.new_tensor, counts), known.sum(), known.square().sum()])
     count, impossible, failed, total, squares = process.sum(totals.to(process.device)).cpu().tolist()
     if failed:
+        figure = "log p" if density.unit == "nats" else "the error"
         found = sorted(row for mine in process.gather(bad) for row in mine)
         raise TrainingError(
-            f"log p of validation rows {named_rows(found)} is not finite: look at these rows, or lower "
+            f"{figure} of validation rows {named_rows(found)} is not finite: look at these rows, or lower "
             "training.learning_rate"
         )
     if count == 0:
@@ -100,7 +104,7 @@ def evaluate(
         )
     mean = total / count
     variance = max(0.0, squares / count - mean**2)
-    return Evaluation(mean, math.sqrt(variance / max(1.0, count - 1)), int(count), int(impossible))
+    return Evaluation(mean, math.sqrt(variance / max(1.0, count - 1)), int(count), int(impossible), density.unit)
 
 
 def named_rows(rows: Sequence[int]) -> str:

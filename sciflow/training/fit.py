@@ -31,7 +31,7 @@ class Fit:
         density: With the weights of the best validation, in evaluation mode.
         steps: Steps done.
         best_step: Step of the weights that are kept.
-        validation: Log p of the validation rows: mean, standard error, count.
+        validation: Log p of the validation rows, or what else the density is judged by: mean, standard error, count.
         seconds: Time spent.
         ended: ``"steps"`` after the last step, ``"patience"`` by early stopping, ``"stopped"`` on request.
         history: Records of training and validation, as ``metrics.jsonl`` holds them.
@@ -49,7 +49,7 @@ class Fit:
         return f"Fit(steps={self.steps}, validation={self.validation}, {self.seconds:.0f} s)"
 
     def plot(self) -> Figure:
-        """Draw training loss and validation log p against steps."""
+        """Draw training loss and validation log p (or score) against steps."""
         from sciflow.report import loss_curve
 
         return loss_curve(self.history)

@@ -79,7 +79,8 @@ class Metrics:
 
     def validation(self, step: int, found: Evaluation) -> None:
         """Take note of a validation."""
-        self._record(step=step, validation_log_prob=found.mean, validation_error=found.error)
+        name = "validation_log_prob" if found.unit == "nats" else "validation_score"
+        self._record(step=step, **{name: found.mean}, validation_error=found.error)
         self._note = self._note.partition(",")[0] + f", validation {found.mean:.3f}"
         self._update(step, self._note)
         self._since = time.monotonic()

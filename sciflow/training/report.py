@@ -25,8 +25,9 @@ NUM_DRAWS = 2000
 def write_report(run: Run) -> Path:
     """Write ``report.html`` into the folder of a run that has ended, and return its path."""
     workflow, fit = run.workflow, run.fit()
+    judged = "log p" if fit.validation.unit == "nats" else "score"
     figures: dict[str, Any] = {
-        "held-out log p": f"{fit.validation} over {fit.validation.count:,} events",
+        f"held-out {judged}": f"{fit.validation} over {fit.validation.count:,} events",
         "steps": f"{fit.steps:,}, the weights of step {fit.best_step:,} are kept",
         "ended by": {"steps": "the last step", "patience": "early stopping", "stopped": "request"}[fit.ended],
         "time": f"{fit.seconds:.0f} s",
@@ -35,7 +36,7 @@ def write_report(run: Run) -> Path:
     }
     sections = [
         Section("Result", table=Table(("", "value"), list(figures.items()))),
-        Section("Training", "Log p of held-out events decides which weights are kept.", figures=(fit.plot(),)),
+        Section("Training", f"{judged[0].upper()}{judged[1:]} of held-out events decides which weights are kept.", figures=(fit.plot(),)),
     ]
     draws = _draws(run, fit.density)
     if draws is not None:

@@ -128,7 +128,8 @@ def examine(
 
 def _doubts(density: Density, data: TrainingData, events: np.ndarray, layout: Layout | None) -> list[str]:
     dequantized = bool(density.preprocess.num_draws)
-    return doubts(events.reshape(len(events), -1), data.extrema, dequantized, density.event_shape, layout)
+    columns = events.reshape(len(events), -1)
+    return density.doubts(layout) + doubts(columns, data.extrema, dequantized, density.event_shape, layout)
 
 
 def _of_store(density: Density, store: Store) -> TrainingData:

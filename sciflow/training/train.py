@@ -15,6 +15,7 @@ import torch
 from sciflow.config import Workflow, load_workflow
 from sciflow.data.store import is_url, open_store
 from sciflow.errors import ConfigError, RunError, StoreError
+from sciflow.families import located
 from sciflow.progress import progress_bar
 from sciflow.training.budget import Budget
 from sciflow.training.process import Process
@@ -105,7 +106,7 @@ def check(workflow: Workflow, where: str = "") -> tuple[Workflow, int]:
     if workflow.training.degenerate == "error" or not under_torchrun() or os.environ["RANK"] == "0":
         examine(density, rows, workflow.training.degenerate, layout)
     data = workflow.data.model_copy(update={"store": path, "fingerprint": fingerprint})
-    return workflow.model_copy(update={"data": data}), len(rows.train)
+    return workflow.model_copy(update={"data": data, "model": located(workflow.model)}), len(rows.train)
 
 
 def under_torchrun() -> bool:

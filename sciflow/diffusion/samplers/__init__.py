@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from sciflow.diffusion.samplers.ddim import DDIM
@@ -38,18 +38,18 @@ __all__ = [
     "trajectory",
 ]
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ddpm": partial(DDIM, eta=1.0),
-    "ddim": DDIM,
-    "euler-maruyama": EulerMaruyama,
-    "predictor-corrector": PredictorCorrector,
-    "euler": Euler,
-    "heun": Heun,
-    "edm": EDM,
-    "dpm++": DPMSolver,
-    "dpm++3": partial(DPMSolver, order=3),
-    "unipc": UniPC,
-    "unipc3": partial(UniPC, order=3),
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": DDIM(eta=1.0),
+    "ddim": DDIM(),
+    "euler-maruyama": EulerMaruyama(),
+    "predictor-corrector": PredictorCorrector(),
+    "euler": Euler(),
+    "heun": Heun(),
+    "edm": EDM(),
+    "dpm++": DPMSolver(),
+    "dpm++3": DPMSolver(order=3),
+    "unipc": UniPC(),
+    "unipc3": UniPC(order=3),
 }
 
 
@@ -64,8 +64,8 @@ def sampler(given: str | Mapping[str, Any] | Sampler) -> Sampler:
         ConfigError: There is no such sampler, or it does not take these options.
 
     Example:
-        >>> sampler("ddpm"), sampler({"edm": {"churn": 40}})
-        (DDIM(eta=1.0), EDM(churn=40, churn_min=0.0, churn_max=inf, churn_noise=1.0))
+        >>> sampler("ddpm"), sampler({"dpm++": {"order": 3}})
+        (DDIM(eta=1.0), DPMSolver(order=3, variable='signal', eta=0.0))
         >>> sampler("dpm+")
         Traceback (most recent call last):
         sciflow.errors.ConfigError: sampler: unknown 'dpm+'; did you mean dpm++?
@@ -81,7 +81,9 @@ def sampler(given: str | Mapping[str, Any] | Sampler) -> Sampler:
         raise ConfigError(f"sampler: unknown {given!r:.80}; {nearest(str(name), SAMPLERS)}")
     if not isinstance(options or {}, Mapping):
         raise ConfigError(f"sampler: {name} takes options by name; got {options!r:.80}")
-    try:
-        return SAMPLERS[name](**(options or {}))
-    except TypeError:
-        raise ConfigError(f"sampler: {name} does not take {options!r:.80}") from None
+    found = SAMPLERS[name]
+    known = [field.name for field in fields(found)]  # type: ignore[arg-type]
+    for option in options or {}:
+        if option not in known:
+            raise ConfigError(f"sampler: {name} does not take {option!r:.80}; {nearest(str(option), known)}")
+    return replace(found, **(options or {}))  # type: ignore[type-var]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def trajectory(
                 [3.]]), 10)
     """
     grid = torch.as_tensor(times, dtype=torch.float64).tolist()
-    if not grid or grid[-1] <= 0 or any(later <= earlier for later, earlier in zip(grid, grid[1:], strict=False)):
+    if not grid or not grid[-1] > 0 or not all(t > s for t, s in pairwise(grid)):
         raise ConfigError(f"sampler: times must fall and stay above 0; got {grid!r:.200}")
     past = Past(num_steps=len(grid), steps_left=len(grid))
     states = [x] if return_trajectory else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sciflow.diffusion.samplers.euler import LONGEST_HEUN
 from sciflow.diffusion.samplers.sampler import Past, Process, Sampler, require
 
 __all__ = ["EDM"]
@@ -26,7 +27,8 @@ class EDM(Sampler):
               x' &= \alpha_s \hat x_0(x_{\hat t}) + \sigma_s \hat\varepsilon(x_{\hat t}), \qquad
               x_s = x' + \tfrac12 \alpha_s \left( \hat k / k_s - 1 \right) (\hat x_0(x') - \hat x_0(x_{\hat t}))
 
-    Of order 2, with two evaluations a step; the same on every schedule, where the noise levels are the same.
+    Of order 2, with two evaluations a step; the same on every schedule, where the noise levels are the same. A step to
+    less than a sixth of the noise level ends with :math:`x'`, after one evaluation: the rest would lead far astray.
     Source: Karras et al., arXiv:2206.00364, algorithm 2, and algorithm 1 without churn; these are the defaults of
     their code. Their names are S_churn, S_tmin, S_tmax and S_noise.
 
@@ -57,17 +59,17 @@ class EDM(Sampler):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = process.levels(t), process.levels(s)
         mean = process.mean(x, t)
         ahead = (sigma_s / sigma_t) * x + (alpha_s - alpha_t * sigma_s / sigma_t) * mean
-        if alpha_t == 0:  # from an infinite noise level there is no slope to go by
+        fall = process.fall(t, s)
+        if fall > LONGEST_HEUN:
             return ahead
-        rise = (sigma_t / alpha_t) * (alpha_s / sigma_s) - 1
-        return ahead + (alpha_s * rise / 2) * (process.mean(ahead, s) - mean)
+        return ahead + (alpha_s * math.expm1(fall) / 2) * (process.mean(ahead, s) - mean)
 
     def _churned(self, process: Process, x: Tensor, t: float, num_steps: int) -> tuple[Tensor, float]:
         """``x`` at a time with a higher noise level, no later than the schedule's last."""
         alpha, sigma = process.levels(t)
-        gamma = min(self.churn / num_steps, _MOST_CHURN)
-        if not self.churn_min * alpha <= sigma <= self.churn_max * alpha:
+        if alpha == 0 or not self.churn_min <= sigma / alpha <= self.churn_max:
             return x, t
+        gamma = min(self.churn / num_steps, _MOST_CHURN)
         later = min(process.time((1 + gamma) * sigma / alpha), process.schedule.t_max)
         if later <= t:
             return x, t

@@ -17,6 +17,7 @@ Variable = Literal["signal", "log"]
 # Gauss and Legendre's rule on [0, 1]: exact to rounding for steps of any length that a schedule allows.
 _NODES, _SHARES = (numbers / 2 for numbers in np.polynomial.legendre.leggauss(48))
 _NODES = _NODES + 0.5
+_SIGNAL_SCALE = 2.0
 
 
 def weights(
@@ -27,12 +28,15 @@ def weights(
     With :math:`\lambda = \log(\alpha / \sigma)` the probability-flow ODE is solved by
 
     .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \int_{\lambda_t}^{\lambda_s} e^{\lambda - \lambda_s} \,
-                    \hat x_0(\lambda) \, d\lambda \approx \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \sum_j w_j \hat x_{0, j}
+                    \hat x_0(\lambda) \, d\lambda
+                  \approx \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \sum_j w_j \hat x_{0, j}
 
     for which :math:`\hat x_0` is taken to be a polynomial in :math:`\lambda` ("log", Lu et al., arXiv:2211.01095), or
-    in :math:`(1 + e^{-2 \lambda})^{-1/2}` ("signal"), the correlation of a noisy with a clean event of unit variance.
-    The latter is finite at both ends, where trajectories are smooth in it, and so long steps do not overshoot;
-    it is exact, from two means on, for normal events of unit variance.
+    in :math:`(1 + e^{-2 \lambda} / 4)^{-1/2}` ("signal"): the correlation of a noisy event with a clean one of
+    deviation 2, as the leading directions of events have whose features are correlated. It is finite at both ends, and
+    trajectories are smooth in it there, so that long steps do not overshoot; from two means on it is exact for normal
+    events of that deviation. To integrate exactly in a variable of one's choice is from Zhang and Chen,
+    arXiv:2204.13902.
 
     Args:
         start: :math:`\lambda_t`, where the step begins.
@@ -73,6 +77,6 @@ def require_variable(value: object) -> None:
 def _place(log_signal: NDArray[np.float64], variable: Variable) -> NDArray[np.float64]:
     if variable == "log":
         return log_signal
-    level = np.exp(-log_signal)
+    level = np.exp(-log_signal) / _SIGNAL_SCALE
     root = np.hypot(1, level)
     return level / root * (level / (1 + root))  # 1 - 1 / root, with all of its digits

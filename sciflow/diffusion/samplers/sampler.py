@@ -38,11 +38,12 @@ class Process:
     schedule: Schedule
     generator: torch.Generator | None = None
     nfe: int = 0
+    _levels: dict[float, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     def mean(self, x: Tensor, t: float) -> Tensor:
         """Return what the denoiser makes of ``x`` at time ``t``, in the dtype of ``x``; one evaluation."""
         self.nfe += 1
-        return self.denoise(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device)).to(x.dtype)
+        return self.denoise(x, torch.full((), t, dtype=torch.float64, device=x.device).expand(len(x))).to(x.dtype)
 
     def noise(self, like: Tensor) -> Tensor:
         """Return standard normal noise of the shape of ``like``."""
@@ -50,8 +51,10 @@ class Process:
 
     def levels(self, t: float) -> tuple[float, float]:
         """Return ``(alpha, sigma)`` at one time."""
-        alpha, sigma = self.schedule(torch.tensor(t, dtype=torch.float64))
-        return float(alpha), float(sigma)
+        if t not in self._levels:  # a step asks for the same ones several times
+            alpha, sigma = self.schedule(torch.tensor(t, dtype=torch.float64))
+            self._levels[t] = float(alpha), float(sigma)
+        return self._levels[t]
 
     def rates(self, t: float) -> tuple[float, float]:
         """Return the rates of change of ``alpha`` and ``sigma`` at one time."""
@@ -72,7 +75,7 @@ class Process:
         return self.log_signal(s) - self.log_signal(t)
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
-        r"""Return :math:`dx/dt = \dot\alpha \, \hat x_0 + \dot\sigma \, \hat\varepsilon`, the probability-flow ODE's."""
+        r"""Return :math:`\dot\alpha \, \hat x_0 + \dot\sigma \, \hat\varepsilon`, dx/dt of the probability-flow ODE."""
         (alpha, sigma), (alpha_rate, sigma_rate) = self.levels(t), self.rates(t)
         mean = self.mean(x, t)
         return alpha_rate * mean + (sigma_rate / sigma) * (x - alpha * mean)
@@ -112,7 +115,10 @@ class Past:
 
 def combined(shares: Sequence[float], points: Sequence[Point]) -> Tensor:
     """Return the sum of the means of ``points``, each times its share."""
-    return torch.stack([share * point.mean for share, point in zip(shares, points, strict=True)]).sum(0)
+    total = shares[0] * points[0].mean
+    for share, point in zip(shares[1:], points[1:], strict=True):
+        total = total + share * point.mean
+    return total
 
 
 class Sampler(ABC):
@@ -125,7 +131,7 @@ class Sampler(ABC):
 
     @property
     def evaluations(self) -> int:
-        """How often a step calls the denoiser."""
+        """How often a step calls the denoiser, at most."""
         return 1
 
     @abstractmethod

@@ -1,0 +1,418 @@
+"""A student: a density that draws in one to four evaluations what its teacher draws in many."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sciflow import model_file
+from sciflow.arguments import Arguments, plain, seeded
+from sciflow.bijections import context_preprocessing, preprocessing
+from sciflow.conditions import Conditions
+from sciflow.density import Density, Likelihood, checked_shape
+from sciflow.diffusion.denoiser import NetworkDenoiser
+from sciflow.diffusion.diffusion import Diffusion
+from sciflow.diffusion.distillation.consistency import Consistency, ConsistencyTraining
+from sciflow.diffusion.distillation.flow_map import FlowMap, heun, jumped, over_events
+from sciflow.diffusion.distillation.mean_flow import MeanFlow
+from sciflow.diffusion.distillation.method import Lesson, Method
+from sciflow.diffusion.distillation.progressive import Progressive
+from sciflow.diffusion.guidance import guidance as as_guidance
+from sciflow.diffusion.networks import network as build_network
+from sciflow.diffusion.schedules import schedule as as_schedule
+from sciflow.errors import ConfigError, ModelFileError, SciflowError
+
+__all__ = ["METHODS", "MOST_STEPS", "Student"]
+
+#: Ways to teach a student, by name.
+METHODS: dict[str, type[Method]] = {
+    "progressive": Progressive,
+    "consistency": Consistency,
+    "consistency-training": ConsistencyTraining,
+    "mean-flow": MeanFlow,
+}
+MOST_STEPS = 4
+_REFERENCE_STEPS = 8
+_VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together
+_SAVED = {"arguments", "weights", "provenance"}
+
+
+class Student(Density):
+    r"""A student of a diffusion model: it jumps along the trajectories that its teacher follows step by step.
+
+    .. math:: G(z, k, s) = \frac{s}{k} z + \Big(1 - \frac{s}{k}\Big) \, \hat x(z, k, s), \qquad
+              z = x_t / \alpha, \quad k = \sigma / \alpha
+
+    takes a noisy event from one noise level to another, see
+    :class:`sciflow.diffusion.distillation.flow_map.FlowMap`. The network begins with the teacher's weights, as its
+    teacher; training makes its jumps long. Methods:
+
+    - ``"progressive"``: a jump does what two of the stage before did, or many of the teacher's. Salimans and Ho,
+      arXiv:2202.00512. Draws in the one number of steps that it was made for.
+    - ``"consistency"``: all points of a trajectory are mapped to one end. Song et al., arXiv:2303.01469.
+    - ``"consistency-training"``: the same without a teacher's steps; a teacher is optional. Song and Dhariwal,
+      arXiv:2310.14189.
+    - ``"mean-flow"``: the mean velocity of any stretch, by its identity with the velocity at the start. Geng et al.,
+      arXiv:2505.13447; a teacher is optional.
+
+    The likelihood is the teacher's, a lower bound, for a jump has none: the draws follow it as closely as the student
+    has learned. The teacher's weights are kept with the student's. What training is judged by is no log p: it is minus
+    the mean square of what its jumps are off from the teacher's way, over the events' variance; or, without a teacher,
+    minus the energy score of draws (Gneiting and Raftery, doi:10.1198/016214506000001437) in normalised units.
+
+    Args:
+        event_shape: Shape of one event; None for the teacher's.
+        context_shape: What it is conditioned on; None for what the teacher is.
+        teacher: A :class:`~sciflow.diffusion.Diffusion`, or the folder of one (or of its run).
+        method: How it is taught.
+        num_steps: Evaluations that a draw takes, 1 to 4.
+        guidance: Scale of the classifier-free guidance of the teacher that is learned.
+        network: None for one like the teacher's, which begins as the teacher's; otherwise as
+            :class:`~sciflow.diffusion.Diffusion` takes it, and it begins anew.
+        context_dropout: Probability with which a context is left out while training; None for the teacher's.
+        preprocess: Of data units, where there is no teacher.
+        seed: Of the initial weights; None draws from torch's own generator.
+
+    Raises:
+        ConfigError: An argument is unknown or out of range; there is no teacher in the folder, or there must be one.
+
+    Example:
+        >>> from sciflow.diffusion import Diffusion
+        >>> teacher = Diffusion((3,), network={"mlp": {"hidden_features": (64, 64)}}, seed=0)
+        >>> student = Student(teacher=teacher, num_steps=2)
+        >>> student.sample(5, seed=1).shape, student.likelihood(torch.zeros(5, 3)).kind
+        (torch.Size([5, 3]), 'elbo')
+    """
+
+    family = "student"
+    objective = "objective"
+    trained_steps: Tensor
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] | None = None,
+        context_shape: Any = None,
+        *,
+        teacher: str | Path | Mapping[str, Any] | Diffusion | None = None,
+        method: str = "consistency",
+        num_steps: int = 2,
+        guidance: float = 1.0,
+        network: str | Mapping[str, Any] | nn.Module | None = None,
+        context_dropout: float | None = None,
+        preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "standardize",
+        seed: int | None = None,
+    ) -> None:
+        arguments = Arguments("Student")
+        arguments.choice("method", method, tuple(METHODS))
+        arguments.whole("num_steps", num_steps, 1, MOST_STEPS)
+        arguments.require("guidance", guidance, _is_scale(guidance), "a number from -1,000 to 1,000")
+        if context_dropout is not None:
+            arguments.fraction("context_dropout", context_dropout)
+        arguments.seed(seed)
+        taught_by = None if teacher is None else _teacher(teacher)
+        if taught_by is None and METHODS[method].needs_teacher:
+            raise ConfigError(
+                f"Student: teacher: method {method!r} needs one: give a Diffusion, or the folder of one that is trained"
+            )
+        if taught_by is None and event_shape is None:
+            raise ConfigError("Student: give event_shape, or a teacher that has one")
+        if taught_by is None:
+            shape, conditions = checked_shape(event_shape, "event_shape"), context_shape
+            prepared, prepared_context = (
+                preprocessing(plain("preprocess", preprocess), shape),
+                context_preprocessing(context_shape),
+            )
+        else:
+            shape, conditions = _shapes_of(taught_by, event_shape, context_shape)
+            prepared, prepared_context = (
+                copy.deepcopy(taught_by.preprocess),
+                copy.deepcopy(taught_by.preprocess_context),
+            )
+        super().__init__(
+            shape,
+            conditions,
+            preprocess=prepared,
+            preprocess_context=prepared_context,
+            arguments={
+                **arguments.values,
+                "teacher": None if taught_by is None else _record(taught_by, teacher),
+                "guidance": float(guidance),
+                "network": network if isinstance(network, nn.Module) else plain("network", network),
+                "context_dropout": context_dropout,
+                "preprocess": plain("preprocess", preprocess),
+            },
+        )
+        self.method = METHODS[method]()
+        self.num_steps: int = arguments.values["num_steps"]
+        self.teacher = taught_by
+        # A resumed training goes on where it was.
+        self.register_buffer("trained_steps", torch.zeros((), dtype=torch.int64))
+        with seeded(seed):
+            self.flow_map = _flow_map(self, network)
+        self.unit = "energy score" if taught_by is None else "squared deviations"
+        if taught_by is not None:
+            as_guidance(self.arguments["guidance"])
+            taught_by.requires_grad_(False).eval()
+            self.layout, self.context_columns = taught_by.layout, taught_by.context_columns
+            self.to(device=taught_by.device, dtype=taught_by.dtype)
+
+    def sample(
+        self,
+        n: int | Sequence[int],
+        context: Any = None,
+        seed: int | torch.Generator | None = None,
+        *,
+        num_steps: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw events, in data units.
+
+        Args:
+            n: Number of draws, or a shape of draws.
+            context: ``n`` draws for each of them; a part of NaN counts as not given.
+            seed: A seed or a generator on the model's device; None draws from torch's own generator.
+            num_steps: Evaluations of the network, 1 to 4; None for the number that the student was made for.
+
+        Returns:
+            ``[n, *context_batch, *event_shape]``, without gradient.
+
+        Raises:
+            ConfigError: There is no such option, or the student does not draw in so many steps.
+        """
+        if options:
+            raise ConfigError(f"sampling from a student takes num_steps; got {', '.join(options)}")
+        chosen = self.num_steps if num_steps is None else num_steps
+        Arguments("sampling from a student").whole("num_steps", chosen, 1, MOST_STEPS)
+        if chosen != self.num_steps and not self.method.any_num_steps:
+            raise ConfigError(
+                f"num_steps: this student was taught to draw in {self.num_steps}, by method "
+                f"{self.arguments['method']!r}; got {chosen}: distil one for that, or choose another method"
+            )
+        return super().sample(n, context, seed, num_steps=int(chosen))
+
+    def fit_preprocessing(self, x: Any, context: Any = None) -> None:
+        """Fit the data-unit bijections on training rows; those of a teacher stay as they are."""
+        if self.teacher is None:
+            super().fit_preprocessing(x, context)
+            self.flow_map.data_std.fill_(_deviation(self.preprocess, self._rows(x, context)[0]))
+        else:
+            self.blur = self._blur_for(self._rows(x, context)[0])
+
+    def train(self, mode: bool = True) -> Student:
+        """Go to training mode, but for the teacher."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``model.json`` into the folder ``path``, teacher included; see
+        :func:`sciflow.load`."""
+        parts = [self.arguments, {} if self.teacher is None else self.teacher.arguments]
+        for name in ("denoise", "network", "schedule", "weighting"):
+            if any(not isinstance(part.get(name), str | Mapping | None) for part in parts):
+                raise ModelFileError(
+                    f"{path}: this student or its teacher has a {name} of your own, which no file can hold: keep its "
+                    "state_dict() beside the code that builds it"
+                )
+        return super().save(path)
+
+    # What Density asks for. ------------------------------------------------------------------------------------
+
+    def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
+        return self._teacher_for("log p")._log_prob(y, context)
+
+    def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
+        return self._teacher_for("log p")._likelihood(y, context, method, **options)
+
+    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
+        return self._teacher_for("the noise of an event")._encode(y, context)
+
+    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
+        # With fresh noise in between there is no map: then in one jump.
+        return self._drawn(z, context, 1 if self.method.renoises else self.num_steps, None)
+
+    def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
+        rows = max(1, _VALUES_AT_A_TIME // self.event_shape.numel())
+        parts = [min(rows, n - start) for start in range(0, n, rows)] or [0]
+        contexts = [None] * len(parts) if context is None else context.split(rows)
+        drawn = [
+            self._drawn(self._noise(size, generator), part, options["num_steps"], generator)
+            for size, part in zip(parts, contexts, strict=True)
+        ]
+        return torch.cat(drawn)
+
+    def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
+        inside = torch.isfinite(log_det)
+        if not self.training:
+            error = self._energy_score(y, context) if self.teacher is None else self._off_teacher(y, context)
+            # A row outside the support is impossible, as for log p.
+            return error - torch.where(inside, 0, log_det)
+        lesson = Lesson(
+            flow_map=self.flow_map,
+            teacher=self._mean if self.teacher is not None and self.method.asks_teacher else None,
+            events=y,
+            context=self._dropped(context),
+            num_steps=self.num_steps,
+            step=int(self.trained_steps),
+        )
+        self.trained_steps += 1
+        return torch.where(inside, self.method.loss(lesson), torch.nan)
+
+    # How it is done. -------------------------------------------------------------------------------------------
+
+    def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn((n, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device)
+
+    def _drawn(
+        self, noise: Tensor, context: Tensor | None, num_steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """Events that standard normal noise turns into, in so many jumps."""
+        begins, ends = self.method.jumps(self.flow_map, num_steps)
+        size = torch.sqrt(self.flow_map.data_std.double().square() + begins[0].square())
+        z = size.to(noise.dtype) * noise
+        for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            level, target = begin.expand(len(z)), end.expand(len(z))
+            if number and self.method.renoises:
+                z = z + begin.to(z.dtype) * self._noise(len(z), generator)
+            z = jumped(z, level, target, self.flow_map(z, level, target, context))
+        return z
+
+    def _mean(self, z: Tensor, level: Tensor, context: Tensor | None) -> Tensor:
+        """The mean of clean events by the teacher, guided; without gradient."""
+        teacher = self._teacher_for("the mean")
+        t = teacher.schedule.time(level)
+        alpha, _ = teacher.schedule(t)
+        with torch.no_grad():
+            denoise = as_guidance(self.arguments["guidance"]).guided(teacher, context)
+            return denoise(over_events(alpha, z).to(z.dtype) * z, t)
+
+    def _off_teacher(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """Mean squares of what the student's own jumps are off from the teacher's way, ``[n]``; a jump a row."""
+        begins, ends = self.method.jumps(self.flow_map, self.num_steps)
+        jump = torch.arange(len(y), device=y.device) % self.num_steps
+        level, target = begins[jump], ends[jump]
+        z = y + over_events(level, y).to(y.dtype) * torch.randn_like(y)
+        mine = jumped(z, level, target, self.flow_map(z, level, target, context))
+        theirs = heun(self._mean, z, self.flow_map.between(level, target, _REFERENCE_STEPS), context)
+        return ((mine - theirs) / self.flow_map.data_std).flatten(1).square().mean(1)
+
+    def _energy_score(self, y: Tensor, context: Tensor | None) -> Tensor:
+        r"""Return :math:`E |X - y| - \frac12 E |X - X'|` of draws, by two a row; the data's own law has the lowest."""
+        one, other = (self._drawn(self._noise(len(y), None), context, self.num_steps, None) for _ in range(2))
+        distances = [(a - b).flatten(1).square().mean(1).sqrt() for a, b in ((one, y), (other, y), (one, other))]
+        return (distances[0] + distances[1] - distances[2]) / (2 * self.flow_map.data_std)
+
+    def _dropped(self, context: Tensor | None) -> Tensor | None:
+        probability = self.arguments["context_dropout"]
+        if probability is None:
+            probability = 0.1 if self.teacher is None else self.teacher.arguments.get("context_dropout", 0.0)
+        if context is None or probability == 0:
+            return context
+        out = torch.rand(len(context), device=context.device) < probability
+        return context.masked_fill(over_events(out, context), torch.nan)
+
+    def _teacher_for(self, what: str) -> Diffusion:
+        if self.teacher is None:
+            raise ConfigError(f"this student has no teacher, and without one {what} is not known: it draws alone")
+        return self.teacher
+
+    def __repr__(self) -> str:
+        taught = "no teacher" if self.teacher is None else f"teacher {self.teacher!r}"
+        return (
+            f"Student(method={self.arguments['method']!r}, num_steps={self.num_steps}, "
+            f"event_shape={tuple(self.event_shape)}, {taught})"
+        )
+
+
+class _OneLevel(nn.Module):
+    """A network of the user's own that knows of one level: where a trajectory is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, levels: Tensor, context: Tensor | None = None) -> Tensor:
+        answer: Tensor = self.network(x, levels[..., 0], context)
+        return answer
+
+
+def _teacher(given: Any) -> Diffusion:
+    """The teacher as the student's own: what happens to the original later does not matter."""
+    if isinstance(given, Diffusion):
+        return copy.deepcopy(given)
+    try:
+        if isinstance(given, Mapping) and set(given) == _SAVED:
+            return Diffusion(**given["arguments"])
+        if isinstance(given, str | Path):
+            found = model_file.load(given, {Diffusion.family: Diffusion})
+            assert isinstance(found, Diffusion)
+            return found
+    except SciflowError as error:
+        raise ConfigError(f"teacher: {error}") from None
+    raise ConfigError(f"teacher: give a Diffusion, or the folder of one; got {given!r:.80}")
+
+
+def _record(teacher: Diffusion, given: Any) -> dict[str, Any]:
+    """What of a teacher is written down beside its weights."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(teacher.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {"arguments": teacher.arguments, "weights": digest.hexdigest(), "provenance": teacher.provenance}
+
+
+def _shapes_of(teacher: Diffusion, event_shape: Any, context_shape: Any) -> tuple[torch.Size, Any]:
+    """Shapes of the teacher, which those of the data must be."""
+    if event_shape is not None and checked_shape(event_shape, "event_shape") != teacher.event_shape:
+        raise ConfigError(f"teacher: of events {list(teacher.event_shape)}; these are {list(event_shape)}")
+    given = Conditions.of(context_shape)
+    theirs = 0 if teacher.contexts is None else teacher.contexts.size
+    if given is not None and given.contexts.size != theirs:
+        raise ConfigError(f"teacher: of contexts of {theirs} numbers; these have {given.contexts.size}")
+    return teacher.event_shape, None if teacher.conditions is None else teacher.conditions.specification
+
+
+def _flow_map(student: Student, network: Any) -> FlowMap:
+    shape, contexts, teacher = student.event_shape, student.contexts, student.teacher
+    if teacher is None:
+        return FlowMap(build_network(network, shape, contexts, num_levels=2), as_schedule("edm"), "edm")
+    denoiser = teacher.denoiser
+    parametrization = denoiser.parametrization if isinstance(denoiser, NetworkDenoiser) else "edm"
+    if network is not None:
+        built = build_network(network, shape, contexts, num_levels=2)
+    elif not isinstance(denoiser, NetworkDenoiser):
+        raise ConfigError(
+            "teacher: made by from_denoiser, it has no network for the student to begin with: give network='mlp', or "
+            "another, which begins anew"
+        )
+    elif isinstance(teacher.arguments["network"], nn.Module):
+        built = _OneLevel(copy.deepcopy(denoiser.network))
+    else:
+        built = build_network(teacher.arguments["network"], shape, contexts, num_levels=2)
+        own = built.state_dict()
+        # What the teacher has not is what the second level starts with: nothing that shows.
+        built.load_state_dict({**own, **denoiser.network.state_dict()})
+    flow_map = FlowMap(built, teacher.schedule, parametrization)
+    flow_map.data_std.copy_(denoiser.data_std)
+    return flow_map
+
+
+def _deviation(preprocess: nn.Module, rows: Tensor) -> float:
+    """Standard deviation of normalised rows about 0."""
+    with torch.no_grad():
+        y, _ = preprocess(rows)
+    y = y[torch.isfinite(y)].double()
+    return float(y.square().mean().sqrt()) if y.numel() and bool((y != 0).any()) else 1.0
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1000

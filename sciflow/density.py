@@ -56,6 +56,8 @@ class Density(nn.Module, ABC):
     family: ClassVar[str]
     #: What the training loss is called: "loss" where it is minus log p, in nats; "objective" where it is not.
     objective: ClassVar[Literal["loss", "objective"]] = "loss"
+    #: How many times as many steps of training as a flow it takes, where the user does not say how many.
+    relative_steps: ClassVar[int] = 1
     #: Of minus the loss in evaluation mode, by which training is judged: "nats" where that is log p.
     unit: str = "nats"
     blur: Tensor | None

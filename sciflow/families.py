@@ -56,17 +56,10 @@ def build(model: Mapping[str, Any], event_shape: Sequence[int], context_shape: C
         Traceback (most recent call last):
         sciflow.errors.ConfigError: model.num_bin: unknown key; did you mean num_bins?
     """
-    if not isinstance(model, Mapping):
-        raise ConfigError(f"model: a mapping expected, such as {{name: nsf}}; got {model!r:.80}")
-    arguments = dict(model)
+    family = family_of(model)
+    arguments = {key: value for key, value in model.items() if key != "name"}
     if "context_shape" in arguments:
         context_shape = _split(arguments.pop("context_shape"), context_shape)
-    name = arguments.pop("name", None)
-    # As the class is called, or with its words apart: RealNVP, real_nvp, real-nvp.
-    plain = str(name).lower().replace("_", "").replace("-", "")
-    if plain not in FAMILIES:
-        raise ConfigError(f"model.name: got {name!r}; {nearest(plain, FAMILIES)}")
-    family = FAMILIES[plain]
     parameters = inspect.signature(family).parameters
     hints = get_type_hints(family.__init__)
     known = [key for key in parameters if key != "event_shape"]
@@ -86,6 +79,25 @@ def located(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     teacher = model.get("teacher")
     return {**model, "teacher": str(Path(teacher).absolute())} if isinstance(teacher, str) else dict(model)
+
+
+def family_of(model: Mapping[str, Any]) -> type[Density]:
+    """Return the class that a workflow's ``model`` section names.
+
+    Raises:
+        ConfigError: There is none of this name.
+
+    Example:
+        >>> family_of({"name": "real_nvp"}).__name__
+        'RealNVP'
+    """
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"model: a mapping expected, such as {{name: nsf}}; got {model!r:.80}")
+    # As the class is called, or with its words apart: RealNVP, real_nvp, real-nvp.
+    plain = str(model.get("name")).lower().replace("_", "").replace("-", "")
+    if plain not in FAMILIES:
+        raise ConfigError(f"model.name: got {model.get('name')!r}; {nearest(plain, FAMILIES)}")
+    return FAMILIES[plain]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Density:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 import sciflow as sf
@@ -253,6 +256,46 @@ def test_draws_follow_their_context_and_guidance_takes_them_further() -> None:
     assert further.mean() > means[2] + 0.3
 
 
+def test_fields_of_one_variable_are_no_channels(tmp_path) -> None:
+    fields = xr.DataArray(np.random.default_rng(0).normal(size=(40, 6, 8)), dims=("time", "lat", "lon"), name="t2m")
+    store = sf.shard(
+        fields, tmp_path / "fields.zarr", event={"lat": None, "lon": None}, sample=["time"], progress=False
+    )
+    assert store.event_shape == (6, 8)
+    sizes = {"channels": 8, "blocks_per_level": 1}
+    with pytest.warns(UserWarning, match="of which the network takes lat for channels: build it with"):
+        sf.fit(Diffusion(store.event_shape, network={"unet": sizes}), store, max_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        density = Diffusion(store.event_shape, network={"unet": {**sizes, "grid_dims": 2}}, seed=0)
+        fitted = sf.fit(density, store, max_steps=2)
+    assert fitted.density.sample(2, num_steps=2).shape == (2, 6, 8)
+    assert sf.load(density.save(tmp_path / "model")).arguments["network"] == {"unet": {**sizes, "grid_dims": 2}}
+    assert sf.score(density, store).attrs["likelihood"] == "elbo"
+
+
+def test_a_workflow_trains_scores_and_draws_it(tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    season = generator.integers(0, 3, 600)
+    table = pd.DataFrame({"x": season + generator.normal(size=600), "y": generator.normal(size=600), "season": season})
+    store = sf.shard(table, tmp_path / "rows.zarr", variables=["x", "y"], context=["season"], progress=False)
+    workflow = {
+        "name": "seasons",
+        "data": {"store": str(store.path)},
+        "model": {
+            "name": "diffusion",
+            "context_shape": {"season": {"label": 3}},
+            "network": {"mlp": {"hidden_features": [16]}},
+        },
+        "training": {"max_steps": 40},
+    }
+    run = sf.train(workflow, runs=tmp_path / "runs", local=True, progress=False)
+    assert any("objective" in record for record in run.fit().history)
+    assert run.density.sample(5, {"season": 2}, num_steps=3).shape == (5, 2)
+    scores = sf.score(run.density, store, num_draws=8)
+    assert int(scores.nfe.max()) == 8
+
+
 def test_optimal_transport_pairs_what_is_near() -> None:
     generator = torch.Generator().manual_seed(0)
     noise, y = torch.randn(2, 600, 3, generator=generator)
@@ -303,6 +346,7 @@ def test_a_denoiser_that_is_none_is_told_of(denoise: Any, error: type[Exception]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"network": {"unet": {"grid_dims": 3}}, "event_shape": (2, 4)}, r"events \[2, 4\] have 1 or 2; got 3"),
         ({"schedule": "vpp"}, "schedule: unknown 'vpp'"),
         ({"parametrization": "eps"}, "parametrization: got 'eps'; known: data, edm"),
         ({"weighting": "edn"}, "weighting: unknown 'edn'; did you mean edm"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,17 @@ import sciflow as sf
 from sciflow.contexts import Field, Label, Vector
 from sciflow.diffusion import Diffusion, Student
 from sciflow.diffusion.distillation import METHODS
-from sciflow.diffusion.distillation.consistency import Consistency
+from sciflow.diffusion.distillation.consistency import Consistency, ConsistencyTraining
 from sciflow.diffusion.distillation.flow_map import FlowMap, heun, jumped, over_events
-from sciflow.diffusion.distillation.mean_flow import MeanFlow
-from sciflow.diffusion.distillation.method import Lesson
+from sciflow.diffusion.distillation.method import Lesson, Method
 from sciflow.diffusion.distillation.progressive import Progressive
+from sciflow.diffusion.distillation.shortcut import Shortcut
 from sciflow.diffusion.networks import network
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.schedules import schedule
 from sciflow.errors import ConfigError, ModelFileError, ShapeError
 from sciflow.families import build, load, located
+from sciflow.inspection import describe
 from sciflow.training.evaluate import Evaluation
 from sciflow.training.train import train
 
@@ -75,7 +77,7 @@ def teacher(request: pytest.FixtureRequest) -> Diffusion:
 class TestEveryStudent:
     def test_begins_as_its_teacher(self, teacher: Diffusion) -> None:
         student = Student(teacher=teacher)
-        levels = torch.tensor([0.01, 0.3, 1.0, 5.0, 60.0], dtype=torch.float64)
+        levels = torch.tensor([0.01, 0.3, 1.0, 5.0, 45.0], dtype=torch.float64)
         z = torch.randn(5, *teacher.event_shape) * over_events(levels, torch.zeros(5, *teacher.event_shape)).float()
         c = None if teacher.contexts is None else teacher.pack_context(context_for(teacher, 5)).float()
         t = teacher.schedule.time(levels)
@@ -184,7 +186,7 @@ class TestExactMap:
             for num_steps in (8, 16, 32)
         ]
         assert errors[2] < 2e-3
-        for coarse, fine in zip(errors, errors[1:], strict=False):
+        for coarse, fine in pairwise(errors):
             assert 3 < coarse / fine < 6.5
 
     def test_grids_fall_and_are_nested(self) -> None:
@@ -194,11 +196,10 @@ class TestExactMap:
         assert float(fine[-1]) == 0
         torch.testing.assert_close(fine[::2], coarse)
 
-    def test_the_loss_of_mean_flow_vanishes(self) -> None:
+    def test_the_loss_of_shortcuts_vanishes_but_for_the_teachers_steps(self) -> None:
         torch.manual_seed(0)
-        right, wrong = (MeanFlow().loss(lesson_for(Exact(factor))).mean() for factor in (1.0, 1.2))
-        assert right < 1e-6
-        assert wrong > 0.1
+        right, wrong = (Shortcut().loss(lesson_for(Exact(factor))).mean() for factor in (1.0, 1.2))
+        assert right < 1e-3 * wrong
 
     @pytest.mark.parametrize("num_steps", [1, 2, 4])
     def test_the_loss_of_progressive_stages_vanishes(self, num_steps: int) -> None:
@@ -212,46 +213,49 @@ class TestExactMap:
     def test_the_loss_of_progressive_vanishes_but_for_the_teachers_steps(self, num_steps: int) -> None:
         torch.manual_seed(0)
         right, wrong = (Progressive().loss(lesson_for(Exact(factor), num_steps)).mean() for factor in (1.0, 1.2))
-        assert right < 1e-3 * wrong
+        assert right < 0.02 * wrong
 
     def test_the_loss_of_consistency_vanishes_as_steps_get_short(self) -> None:
         torch.manual_seed(0)
         early, late = (Consistency().loss(lesson_for(Exact(), step=step)).mean() for step in (0, 10_000))
-        wrong = Consistency().loss(lesson_for(Exact(1.2), step=10_000)).mean()
-        assert late < early / 10
-        assert late < wrong / 300
+        wrong = Consistency().loss(lesson_for(Exact(1.2))).mean()
+        assert late < early / 1000
+        assert early < wrong / 30
 
 
 class TestTraining:
-    @pytest.mark.parametrize("method", METHODS)
-    def test_draws_in_one_step_what_an_exact_teacher_knows(self, method: str) -> None:
+    @pytest.mark.parametrize(("method", "max_steps"), [("progressive", 60), ("consistency", 300), ("shortcut", 300)])
+    def test_draws_in_one_step_what_an_exact_teacher_knows(self, method: str, max_steps: int) -> None:
         # Of zeros, the network of "edm" is the exact denoiser of a normal distribution.
         rows = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 0.5]) + 7
         teacher = Diffusion((2,), **SMALL)
         teacher.fit_preprocessing(rows)
         before = Student(teacher=teacher, num_steps=1).eval().sample(4000, seed=0)
         assert (before.std(0) < 0.1 * rows.std(0)).all()
-        student = sf.diffusion.distill(
-            teacher, rows, method=method, num_steps=1, max_steps=250, batch_size=256, learning_rate=5e-3,
-            patience=100, validate_every=50, progress=False,
-        )  # fmt: skip
+        settings = {"batch_size": 256, "learning_rate": 5e-3, "validate_every": 60, "progress": False}
+        student = sf.diffusion.distill(teacher, rows, method, num_steps=1, max_steps=max_steps, **settings)
         draws = student.sample(4000, seed=1)
         assert ((draws.mean(0) - rows.mean(0)).abs() < 0.1 * rows.std(0)).all()
         assert ((draws.std(0) / rows.std(0) - 1).abs() < 0.1).all()
         assert student.provenance["validation"]["unit"] == "squared deviations"
-        assert student.provenance["validation"]["mean"] > -0.02
+        assert student.provenance["validation"]["mean"] > -0.05
 
-    @pytest.mark.parametrize("method", ["consistency-training", "mean-flow"])
-    def test_learns_from_data_alone(self, method: str) -> None:
-        rows = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    @pytest.mark.parametrize(
+        ("method", "taught"), [("consistency-training", ConsistencyTraining(halved_every=40)), ("shortcut", Shortcut())]
+    )
+    def test_learns_from_data_alone(self, method: str, taught: Method) -> None:
+        rows = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * 3 + 7
         student = Student((2,), method=method, num_steps=1, **SMALL)
-        fit = sf.fit(student, rows, max_steps=300, batch_size=256, learning_rate=5e-3, progress=False)
+        student.method = taught
+        settings = {"batch_size": 256, "learning_rate": 5e-3, "validate_every": 150, "progress": False}
+        fit = sf.fit(student, rows, max_steps=300, **settings)
         draws = student.sample(4000, seed=1)
-        assert ((draws.mean(0) - 7).abs() < 0.4).all()
+        assert ((draws.mean(0) - 7).abs() < 0.3).all()
         assert ((draws.std(0) / 3 - 1).abs() < 0.15).all()
         assert fit.validation.unit == "energy score"
-        # That of two standard normals' draws: (E |X - Y| - E |X - X'| / 2) / sqrt(2) = sqrt(pi) / 2 / sqrt(2).
-        assert abs(-fit.validation.mean - math.sqrt(math.pi) / 2 / math.sqrt(2)) < 0.06
+        # Of standard normals, by root mean squares of the elements: (E |X - Y| - E |X - X'| / 2) / sqrt(2).
+        truth = math.sqrt(math.pi) / math.sqrt(2) / 2
+        assert abs(-fit.validation.mean - truth) < 4 * fit.validation.error
         with pytest.raises(ConfigError, match="no teacher"):
             student.log_prob(rows[:2])
 
@@ -312,7 +316,7 @@ class TestTraining:
 
 
 class TestWorkflow:
-    def test_a_workflow_trains_it_from_a_folder(self, tmp_path, monkeypatch) -> None:
+    def test_a_workflow_trains_it_from_a_folder(self, tmp_path, monkeypatch, capsys) -> None:
         rows = np.random.default_rng(0).normal(7, 2, (600, 2)).astype("float32")
         np.save(tmp_path / "rows.npy", rows)
         store = sf.shard(tmp_path / "rows.npy", tmp_path / "rows.zarr")
@@ -334,6 +338,14 @@ class TestWorkflow:
         assert run.fit().validation.unit == "squared deviations"
         x = torch.from_numpy(rows[:3])
         assert torch.equal(student.log_prob(x), teacher.log_prob(x))
+        capsys.readouterr()
+        describe(run.folder)
+        assert "squared deviations" in capsys.readouterr().out
+        (run.folder / "outcome.json").unlink()
+        describe(run.folder)
+        told = capsys.readouterr().out
+        assert "at step 6" in told
+        assert "nats" not in told
         # Its folder is all that it takes.
         (tmp_path / "teacher" / "model.json").unlink()
         assert load(tmp_path / "runs" / "student").sample(2).shape == (2, *store.event_shape)
@@ -348,11 +360,12 @@ class TestWorkflow:
 
     def test_a_flow_is_no_teacher(self, tmp_path) -> None:
         sf.flows.NSF((2,), num_transforms=1).save(tmp_path / "flow")
-        with pytest.raises(ConfigError, match="teacher: .*unknown family 'nsf'"):
+        with pytest.raises(ConfigError, match=r"teacher: .*unknown family 'nsf'"):
             Student((2,), teacher=tmp_path / "flow")
 
     def test_the_description_names_the_teachers_weights(self, tmp_path) -> None:
-        first, other = (Student(teacher=randomised(teacher)) for teacher in TEACHERS[:2])
+        first = Student(teacher=randomised(TEACHERS[0]))
+        other = Student(teacher=Diffusion((2,), **{**SMALL, "seed": 1}))
         again = Student(teacher=randomised(TEACHERS[0]))
         assert len(first.arguments["teacher"]["weights"]) == 64
         assert first.arguments["teacher"] == again.arguments["teacher"]
@@ -380,12 +393,12 @@ class TestBadInput:
 
     @pytest.mark.parametrize("method", ["progressive", "consistency"])
     def test_some_methods_need_a_teacher(self, method: str) -> None:
-        with pytest.raises(ConfigError, match="teacher: method .* needs one"):
+        with pytest.raises(ConfigError, match=r"teacher: method .* needs one"):
             Student((2,), method=method)
 
     def test_without_anything_there_is_no_shape(self) -> None:
         with pytest.raises(ConfigError, match="give event_shape, or a teacher"):
-            Student(method="mean-flow")
+            Student(method="shortcut")
 
     def test_a_teacher_without_network_needs_one_for_the_student(self, tmp_path) -> None:
         given = Diffusion.from_denoiser(lambda x, t: x / (1 + t[:, None] ** 2 * 6400), (2,), "edm")
@@ -425,7 +438,11 @@ def test_a_network_of_ones_own_is_told_of_one_level(tmp_path) -> None:
         def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
             return self.linear(torch.cat((x, level[:, None]), -1))
 
-    student = Student(teacher=Diffusion((2,), network=Own()), method="consistency")
+    teacher = Diffusion((2,), network=Own())
+    with pytest.raises(ConfigError, match="knows of one noise level"):
+        Student(teacher=teacher, method="shortcut")
+    student = Student(teacher=teacher, method="consistency")
+    assert student.sample(3).shape == (3, 2)
     assert student.train().loss(torch.randn(5, 2)).shape == (5,)
     with pytest.raises(ModelFileError, match="network of your own"):
         student.save(tmp_path / "student")

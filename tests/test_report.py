@@ -74,6 +74,15 @@ class TestLossCurve:
     def test_one_record_is_enough(self):
         drawn(loss_curve([{"step": 1, "loss": 2.0}]))
 
+    def test_an_objective_that_is_not_log_p_has_a_panel_of_its_own(self, metrics):
+        renamed = [{("objective" if key == "loss" else key): value for key, value in m.items()} for m in metrics]
+        upper, lower = loss_curve(renamed).axes
+        assert upper.get_xlim() == lower.get_xlim()
+        assert 5 < sum(upper.get_ylim()) / 2 < 7
+        assert len(lower.lines) == 2
+        assert "best validation log p" in loss_curve(renamed).get_label()
+        drawn(loss_curve(renamed[:1]))
+
 
 class TestLogProbHistogram:
     def test_what_is_off_the_axis_is_counted_in_the_legend(self):

@@ -301,6 +301,30 @@ class TestPublishedForms:
             x = ahead if s == 0 else x + (s - t) * (slope + (ahead - process.mean(ahead, s / 80)) / s) / 2
         torch.testing.assert_close(found, x)
 
+    @every_schedule
+    def test_churn_goes_no_further_than_the_schedule(self, of: Schedule) -> None:
+        process, along, asked = process_of(RING, of), times(of, 6), []
+        denoise = process.denoise
+        process.denoise = lambda x, t: (asked.append(float(t[0])), denoise(x, t))[1]
+        trajectory(process, sampler({"edm": {"churn": 40}}), noise(process, along[0], 5, 2), along)
+        assert max(asked) <= of.t_max
+        assert max(asked[1:]) > along[1]
+
+    @every(["dpm++3", "unipc3"])
+    def test_short_trajectories_end_with_lower_order(self, name: str) -> None:
+        process, (r, t, s) = process_of(RING, SCHEDULES["vp"]), (0.5, 0.4, 0.25)
+        x = noise(process, t, 5, 2)
+        means = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0)).double()
+
+        def after(given: str, num_steps: int, steps_left: int) -> Tensor:
+            past = Past(num_steps, steps_left, [Point(0.6, x, means[0]), Point(r, x, means[1])])
+            return sampler(given).step(process, x, t, s, past)
+
+        assert not torch.equal(after(name, 10, 3), after(name, 10, 2))
+        assert torch.equal(after(name, 100, 3), after(name, 100, 2))
+        if name == "dpm++3":
+            assert torch.equal(after(name, 10, 2), after("dpm++", 10, 9))
+
     def test_heun_in_the_time_of_edm_is_edm(self) -> None:
         found = [drawn(name, RING, SCHEDULES["edm"], 10, 5, "power") for name in ("heun", "edm")]
         torch.testing.assert_close(*found)
@@ -317,6 +341,16 @@ class TestPublishedForms:
             first = sampler({"dpm++": {"order": 1, "variable": variable}})
             process, along = process_of(RING, SCHEDULES["vp"]), times(SCHEDULES["vp"], 10)
             torch.testing.assert_close(trajectory(process, first, noise(process, along[0], 5, 2), along), expected)
+
+    def test_langevin_steps(self) -> None:
+        process, s = process_of(RING, SCHEDULES["vp"]), 0.3
+        x = noise(process, 0.5, 5, 2)
+        found = ALL["predictor-corrector"].step(process, x, 0.5, s, Past(9, 9))
+        process.generator.manual_seed(0)
+        x = ALL["ddpm"].step(process, x, 0.5, s, Past(9, 9))
+        size = 2 * (0.16 * process.levels(s)[1]) ** 2
+        score = RING.score(x, torch.tensor(s).double(), SCHEDULES["vp"])
+        torch.testing.assert_close(found, x + size * score + math.sqrt(2 * size) * process.noise(x))
 
     def test_corrector_leaves_rows_where_they_follow_the_density(self) -> None:
         of, n = SCHEDULES["vp"], 4000
@@ -371,8 +405,8 @@ class TestWeights:
             assert sum(sizes) == pytest.approx(expected, rel=1e-9, abs=1e-11 * max(map(abs, sizes)))
 
     @every(["dpm++", "unipc"])
-    def test_of_the_signal_are_exact_for_normal_events_of_deviation_two(self, name: str) -> None:
-        normal, of = analytic.Gaussian([0.0], [[4.0]]), SCHEDULES["flow"]
+    def test_of_the_signal_are_exact_for_normal_events_of_one_deviation(self, name: str) -> None:
+        normal, of = analytic.Gaussian([0.0], [[1.5**2]]), SCHEDULES["flow"]
         process, along = process_of(normal, of), times(of, 7)
         x = noise(process, along[0], 9, 1)
         # From the second step on, where two means are known.

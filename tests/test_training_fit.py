@@ -230,6 +230,11 @@ class TestSettings:
         assert Budget.of(Training(), rows).learning_rate == pytest.approx(rate)
         assert Budget.of(Training(learning_rate=0.5), rows).learning_rate == 0.5
 
+    def test_a_family_that_learns_slowly_takes_more_steps_unless_told_how_many(self):
+        assert Budget.of(Training(), 10_000, 3).max_steps == 3 * Budget.of(Training(), 10_000).max_steps
+        assert Budget.of(Training(max_steps=70), 10_000, 3).max_steps == 70
+        assert Budget.of(Training(max_epochs=2), 10_000, 3).max_steps == 80
+
     def test_the_learning_rate_rises_and_falls_to_zero(self):
         budget = Budget.of(Training(learning_rate=1.0, max_steps=100), 1_000)
         rates = [_learning_rate(step, budget, 0.1) for step in range(100)]

@@ -53,9 +53,9 @@ class Diffusion(Density):
     arXiv:2206.00364; Lipman et al., arXiv:2210.02747.
 
     ``log_prob`` is a lower bound, estimated with 64 evaluations of the network; ``likelihood`` says how well, and takes
-    ``num_draws`` (64 by default) and ``seed``. With a seed (0 by default) all rows share levels and noise: the value of a
-    row is the same alone and among others, and rows compare well; but their errors are alike, and the mean of many rows
-    is known no better than one. ``seed=None`` draws anew for every row, for means.
+    ``num_draws`` (64 by default) and ``seed``. With a seed (0 by default) all rows share levels and noise: the value of
+    a row is the same alone and among others, and rows compare well; but their errors are alike, and the mean of many
+    rows is known no better than one. ``seed=None`` draws anew for every row, for means.
 
     Args:
         event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
@@ -89,6 +89,7 @@ class Diffusion(Density):
 
     family = "diffusion"
     objective = "objective"
+    relative_steps = 3
 
     def __init__(
         self,
@@ -198,8 +199,8 @@ class Diffusion(Density):
         context: Any = None,
         seed: int | torch.Generator | None = None,
         *,
-        sampler: Any = "dpm++",
-        num_steps: int = 25,
+        sampler: Any = "unipc3",
+        num_steps: int = 20,
         guidance: Any = 1.0,
         spacing: Spacing = "sigmoid",
         least_noise: float = 2e-3,
@@ -308,10 +309,12 @@ class Diffusion(Density):
         if layout is None or layout.has_variable_axis or not isinstance(network, UNet | DiffusionTransformer):
             return []
         names = [dim.name for dim in layout.event_dims]
+        if len(names) < 2:
+            return []
         return [
-            f"events are of one variable over {' x '.join(names)}, and the network takes {names[0]} for channels: build "
-            f'it with network={{"unet": {{"grid_dims": {len(names)}}}}}'
-        ] * (len(names) > 1)
+            f"events are of one variable over {' x '.join(names)}, of which the network takes {names[0]} for channels: "
+            f'build it with network={{"unet": {{"grid_dims": {len(names)}}}}}'
+        ]
 
     def mean_at(self, x: Tensor, t: Tensor, context: Tensor | None, schedule: Schedule) -> Tensor:
         """Return the mean of the clean events, of noisy ones and times of another schedule.

@@ -99,7 +99,8 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             label=f"best: {judged} {told}{unit}, step {int(step[best]):,}",
         )
         label += f"; best validation {judged} {told}{unit} at step {int(step[best]):,}"
-    axes.set_ylim(*_loss_limits(training[:, 1], -validation[:, 1]))
+    if len(training) + len(validation):
+        axes.set_ylim(*_loss_limits(training[:, 1], -validation[:, 1]))
     for panel in (axes, *below):
         if below:
             panel.set_xlim(0, 1.03 * last)

@@ -27,7 +27,7 @@ class Budget:
     validate_every: int
 
     @classmethod
-    def of(cls, settings: Training, num_rows: int) -> Budget:
+    def of(cls, settings: Training, num_rows: int, relative_steps: int = 1) -> Budget:
         """Choose what the settings leave open.
 
         The batch grows with the square root of the data, a power of two from 64 to 4,096. There are 60 epochs, though
@@ -35,6 +35,11 @@ class Budget:
         looks after what overfits before. The learning rate is 1e-3, and grows with the square root of a batch above
         128, up to 3e-3 (Malladi et al., arXiv:2205.10287): the more events, the less noise in a step. There are 50
         validations, ten steps apart at least, so that patience does not run out in the first few steps of a short run.
+
+        Args:
+            settings: What is settled.
+            num_rows: Training events.
+            relative_steps: How many times as many epochs and steps a family takes.
 
         Example:
             >>> Budget.of(Training(), 10_000)
@@ -47,7 +52,7 @@ class Budget:
             steps = settings.max_epochs * per_epoch
             max_steps = min(steps, settings.max_steps or steps)
         else:
-            max_steps = settings.max_steps or max(10 * per_epoch, min(5000, max(1000, 60 * per_epoch)))
+            max_steps = settings.max_steps or max(10 * per_epoch, relative_steps * min(5000, max(1000, 60 * per_epoch)))
         learning_rate = settings.learning_rate or min(3e-3, 1e-3 * math.sqrt(max(1.0, batch_size / 128)))
         validate_every = settings.validate_every or min(max_steps, max(10, max_steps // 50))
         return cls(batch_size, max_steps, learning_rate, validate_every)

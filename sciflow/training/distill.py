@@ -17,7 +17,7 @@ __all__ = ["distill"]
 def distill(
     teacher: Diffusion | str | Path,
     data: Any,
-    method: str = "consistency",
+    method: str = "shortcut",
     num_steps: int = 2,
     *,
     validation: Any = None,

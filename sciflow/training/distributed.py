@@ -20,6 +20,7 @@ import torch
 from sciflow import errors
 from sciflow.config import Workflow
 from sciflow.errors import ConfigError, SciflowError, TrainingError
+from sciflow.families import family_of
 from sciflow.progress import progress_bar
 from sciflow.training import checkpoint as checkpoints
 from sciflow.training.budget import Budget
@@ -70,7 +71,7 @@ def _drive(run: Run, workflow: Workflow, num_rows: int, address: str | None, pro
     shutil.rmtree(failures, ignore_errors=True)
     # Of a driver that was killed.
     shutil.rmtree(run.folder / "ray", ignore_errors=True)
-    budget = Budget.of(workflow.training, num_rows)
+    budget = Budget.of(workflow.training, num_rows, family_of(workflow.model).relative_steps)
     cluster = workflow.cluster
     with (
         connected(address, cluster.num_workers * cluster.cpus_per_worker, f"{cluster.num_workers} workers"),

@@ -109,7 +109,7 @@ def fit(
         density.context_columns = None
         if context is not None and density.conditions is not None:
             density.context_columns = density.conditions.columns(context)
-        budget = Budget.of(chosen, len(rows.train))
+        budget = Budget.of(chosen, len(rows.train), density.relative_steps)
         with progress_bar("training", budget.max_steps, progress) as update:
             metrics = Metrics(every=max(1, budget.max_steps // 200), update=update)
             outcome = train(density, rows, chosen, Process(density.device, alone=True), metrics)

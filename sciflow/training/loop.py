@@ -104,7 +104,7 @@ def train(
     devices = [process.device] if process.device.type == "cuda" else []
     # Noise is drawn from torch's own generators, whose state is the caller's; so is whether there are gradients.
     # What is compiled must not depend on where a run was interrupted: all steps count, also those done before.
-    budget = Budget.of(settings, len(data.train))
+    budget = Budget.of(settings, len(data.train), density.relative_steps)
     with torch.random.fork_rng(devices), torch.enable_grad(), compiling(settings.compile), repeated(budget.max_steps):
         return _train(density, data, settings, budget, process, metrics, folder, stop_requested)
 

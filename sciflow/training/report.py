@@ -36,7 +36,11 @@ def write_report(run: Run) -> Path:
     }
     sections = [
         Section("Result", table=Table(("", "value"), list(figures.items()))),
-        Section("Training", f"{judged[0].upper()}{judged[1:]} of held-out events decides which weights are kept.", figures=(fit.plot(),)),
+        Section(
+            "Training",
+            f"{judged[0].upper()}{judged[1:]} of held-out events decides which weights are kept.",
+            figures=(fit.plot(),),
+        ),
     ]
     draws = _draws(run, fit.density)
     if draws is not None:

@@ -15,7 +15,7 @@ import torch
 from sciflow.config import Workflow, load_workflow
 from sciflow.data.store import is_url, open_store
 from sciflow.errors import ConfigError, RunError, StoreError
-from sciflow.families import located
+from sciflow.families import family_of, located
 from sciflow.progress import progress_bar
 from sciflow.training.budget import Budget
 from sciflow.training.process import Process
@@ -64,7 +64,7 @@ def train(
 
             train_on_ray(run, chosen, num_rows, address, progress)
         return run
-    budget = Budget.of(chosen.training, num_rows)
+    budget = Budget.of(chosen.training, num_rows, family_of(chosen.model).relative_steps)
     with _joined(chosen) as process, _sigterm() as stopping:
         run = _opened_by_first(chosen, process, runs, overwrite)
         if process.from_first(run.outcome is not None):

@@ -19,7 +19,7 @@ _RHO = 7.0
 # Of the logarithm of noise levels; -1.1 is for images, whose deviation is 0.5, and so is 0.00054.
 _MEAN, _STD = -1.1 + math.log(2), 2.0
 _HUBER = 2 * 0.00054
-_FEWEST, _DOUBLING_STEPS = 10, 400
+_FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,22 @@ class Consistency(Method):
 
     with :math:`z_k` a noisy event, :math:`z_s` where one step of the teacher by Heun's method takes it, and
     :math:`\hat x^-` the student itself, without gradient. At level 0 an event is its own end, which anchors all others.
-    Levels are log-normal; the steps begin long (10 from noise to data) and halve every 400 steps of training.
+    Levels are log-normal; the steps begin long (10 from noise to data) and halve every so often while
+    training.
 
     Draws go to the end from noise, and with more than one step, from the end with fresh noise. Source: Song et al.,
     arXiv:2303.01469; target, distance, weight and levels are those of Song and Dhariwal, arXiv:2310.14189.
 
     Args:
         most: Steps from noise to data at last.
+        halved_every: Steps of training after which they are twice as many.
     """
 
     needs_teacher: ClassVar[bool] = True
     renoises: ClassVar[bool] = True
 
     most: int = 160
+    halved_every: int = 250
 
     def loss(self, lesson: Lesson) -> Tensor:
         flow_map = lesson.flow_map
@@ -71,7 +74,7 @@ class Consistency(Method):
         level = torch.exp(_MEAN + _STD * normal).clamp_min(2 * LEAST_LEVEL).minimum(most)
         # Even in the 7th root, as Karras et al., arXiv:2206.00364, have it.
         least = LEAST_LEVEL ** (1 / _RHO)
-        num_steps = min(_FEWEST * 2 ** min(lesson.step // _DOUBLING_STEPS, 20), self.most)
+        num_steps = min(_FEWEST * 2 ** min(lesson.step // self.halved_every, 20), self.most)
         lower = level.pow(1 / _RHO) - (most.pow(1 / _RHO) - least) / num_steps
         target = torch.where(lower > least, lower.clamp_min(0).pow(_RHO), 0.0)
         return level * data_std, target * data_std
@@ -86,6 +89,7 @@ class ConsistencyTraining(Consistency):
 
     Args:
         most: Steps from noise to data at last.
+        halved_every: Steps of training after which they are twice as many.
     """
 
     needs_teacher: ClassVar[bool] = False

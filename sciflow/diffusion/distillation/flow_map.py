@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sciflow.diffusion.parametrization import Levels, mean_from
 from sciflow.diffusion.schedules import Schedule
 
-__all__ = ["FlowMap", "heun", "jumped", "over_events"]
+__all__ = ["FlowMap", "aim", "heun", "jumped", "over_events"]
 
 # In units of the events' deviation: with less noise events count as clean, with more as noise alone.
 LEAST_LEVEL, MOST_LEVEL = 2e-3, 80.0
@@ -115,6 +115,12 @@ def jumped(z: Tensor, level: Tensor, target: Tensor, mean: Tensor) -> Tensor:
     """Return ``z`` taken from one noise level to another, by an estimate of the clean event."""
     left = over_events(target / level, z).to(z.dtype)
     return left * z + (1 - left) * mean
+
+
+def aim(z: Tensor, level: Tensor, target: Tensor, end: Tensor) -> Tensor:
+    """Return the estimate of the clean event by which a jump goes to ``end``: :func:`jumped`, undone."""
+    left = over_events(target / level, z).to(z.dtype)
+    return (end - left * z) / (1 - left)
 
 
 def heun(mean: Mean, z: Tensor, levels: Tensor, context: Tensor | None = None) -> Tensor:

@@ -52,12 +52,14 @@ class Method(ABC):
     Attributes:
         needs_teacher: Whether there must be one.
         asks_teacher: Whether its mean is asked for, where there is one; it gives the first weights in any case.
+        needs_target: Whether the network must be told where a jump goes: there are several ends to one start.
         renoises: Whether jumps go to level 0, with fresh noise in between, or from level to level without.
         any_num_steps: Whether a student draws with other numbers of steps than the one it was made for.
     """
 
     needs_teacher: ClassVar[bool] = False
     asks_teacher: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
     renoises: ClassVar[bool] = False
     any_num_steps: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.distillation.flow_map import FlowMap, heun, jumped, over_events
+from sciflow.diffusion.distillation.flow_map import FlowMap, aim, heun, jumped
 from sciflow.diffusion.distillation.method import Lesson, Method
 
 __all__ = ["Progressive"]
@@ -57,9 +57,7 @@ class Progressive(Method):
         level, target = begins[jump], ends[jump]
         z = lesson.noisy(level)
         with torch.no_grad():
-            end = self._end(lesson, z, level, target)
-            left = over_events(target / level, z).to(z.dtype)
-            goal = (end - left * z) / (1 - left)
+            goal = aim(z, level, target, self._end(lesson, z, level, target))
         data_std = lesson.flow_map.data_std
         off = (lesson.flow_map(z, level, target, lesson.context) - goal) / data_std
         weight = 1 + (data_std.double() / level).square()

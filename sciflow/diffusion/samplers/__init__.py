@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from sciflow.diffusion.samplers.contract import Past, Point, Process, Sampler
 from sciflow.diffusion.samplers.ddim import DDIM
 from sciflow.diffusion.samplers.dpm import DPMSolver
 from sciflow.diffusion.samplers.drive import trajectory
 from sciflow.diffusion.samplers.edm import EDM
 from sciflow.diffusion.samplers.euler import Euler, EulerMaruyama, Heun
 from sciflow.diffusion.samplers.predictor_corrector import PredictorCorrector
-from sciflow.diffusion.samplers.sampler import Past, Point, Process, Sampler
 from sciflow.diffusion.samplers.spacing import SPACINGS, Spacing, times
 from sciflow.diffusion.samplers.unipc import UniPC
 from sciflow.errors import ConfigError, nearest

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sciflow.diffusion.samplers.contract import Past, Point, Process, Sampler, combined, require
 from sciflow.diffusion.samplers.exponential import Variable, require_variable, weights
-from sciflow.diffusion.samplers.sampler import Past, Point, Process, Sampler, combined, require
 
 __all__ = ["DPMSolver"]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.samplers.sampler import Past, Process, Sampler
+from sciflow.diffusion.samplers.contract import Past, Process, Sampler
 from sciflow.errors import ConfigError
 
 __all__ = ["trajectory"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sciflow.diffusion.samplers.contract import Past, Process, Sampler, require
 from sciflow.diffusion.samplers.euler import LONGEST_HEUN
-from sciflow.diffusion.samplers.sampler import Past, Process, Sampler, require
 
 __all__ = ["EDM"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sciflow.diffusion.samplers.sampler import Past, Process, Sampler
+from sciflow.diffusion.samplers.contract import Past, Process, Sampler
 
 __all__ = ["LONGEST_HEUN", "Euler", "EulerMaruyama", "Heun"]
 
@@ -22,7 +22,7 @@ class Euler(Sampler):
     .. math:: x_s = x_t + (s - t) \, v(x_t, t), \qquad v = \dot\alpha \, \hat x_0 + \dot\sigma \, \hat\varepsilon
 
     Of order 1, in the schedule's own time: exact for :math:`\hat x_0` that does not move where the schedule is
-    straight ("flow", "edm"). Source: Song et al., arXiv:2011.13456.
+    straight ("flow", "edm"); on "ve" few steps overshoot. Source: Song et al., arXiv:2011.13456.
     """
 
     def step(self, process: Process, x: Tensor, t: float, s: float, past: Past) -> Tensor:
@@ -36,8 +36,9 @@ class Heun(Sampler):
     .. math:: x' = x_t + (s - t) \, v(x_t, t), \qquad x_s = x_t + \tfrac{s - t}{2} \left( v(x_t, t) + v(x', s) \right)
 
     Of order 2, with two evaluations a step. A step to less than a sixth of the noise level stays Euler's, with one:
-    the tangent at its end would lead far astray. In the time of the "edm" schedule it is algorithm 1 of Karras et al.,
-    arXiv:2206.00364; :class:`~sciflow.diffusion.samplers.EDM` takes that to other schedules.
+    the tangent at its end would lead far astray. On "ve" few steps overshoot all the same. In the time of the "edm"
+    schedule it is algorithm 1 of Karras et al., arXiv:2206.00364; :class:`~sciflow.diffusion.samplers.EDM` takes that
+    to other schedules.
     """
 
     @property

@@ -17,7 +17,7 @@ Variable = Literal["signal", "log"]
 # Gauss and Legendre's rule on [0, 1]: exact to rounding for steps of any length that a schedule allows.
 _NODES, _SHARES = (numbers / 2 for numbers in np.polynomial.legendre.leggauss(48))
 _NODES = _NODES + 0.5
-_SIGNAL_SCALE = 2.0
+_SIGNAL_SCALE = 1.5
 
 
 def weights(
@@ -32,10 +32,10 @@ def weights(
                   \approx \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \sum_j w_j \hat x_{0, j}
 
     for which :math:`\hat x_0` is taken to be a polynomial in :math:`\lambda` ("log", Lu et al., arXiv:2211.01095), or
-    in :math:`(1 + e^{-2 \lambda} / 4)^{-1/2}` ("signal"): the correlation of a noisy event with a clean one of
-    deviation 2, as the leading directions of events have whose features are correlated. It is finite at both ends, and
-    trajectories are smooth in it there, so that long steps do not overshoot; from two means on it is exact for normal
-    events of that deviation. To integrate exactly in a variable of one's choice is from Zhang and Chen,
+    in :math:`(1 + (e^{-\lambda} / 1.5)^2)^{-1/2}` ("signal"): the correlation of a noisy event with a clean one of
+    deviation 1.5. It is finite at both ends, and trajectories are smooth in it there, so that long steps do not
+    overshoot; from two means on it is exact for normal events of that deviation, which suits features of variance 1
+    that are correlated more or less. To integrate exactly in a variable of one's choice is from Zhang and Chen,
     arXiv:2204.13902.
 
     Args:

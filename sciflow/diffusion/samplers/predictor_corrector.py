@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sciflow.diffusion.samplers.contract import Past, Process, Sampler, require
 from sciflow.diffusion.samplers.ddim import DDIM
-from sciflow.diffusion.samplers.sampler import Past, Process, Sampler, require
 
 __all__ = ["PredictorCorrector"]
 

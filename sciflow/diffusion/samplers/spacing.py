@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.samplers.sampler import require
+from sciflow.diffusion.samplers.contract import require
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError, nearest
 

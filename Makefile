@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-BENCHMARKS := data shard training flows density
+BENCHMARKS := data shard training flows density samplers diffusion distillation
 
 .PHONY: demo test check bench clean
 

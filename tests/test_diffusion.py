@@ -29,7 +29,7 @@ SCHEDULES = ("vp", "cosine", "sub-vp", "ve", "edm", "flow")
 MODELS = [
     *(Diffusion((2,), schedule=name, **SMALL) for name in SCHEDULES),
     *(Diffusion((2,), schedule="flow", parametrization=name, **SMALL) for name in ("noise", "data", "v", "score")),
-    *(Diffusion((2,), weighting=name, **SMALL) for name in ("simple", "min-snr", "likelihood", "logit-normal")),
+    *(Diffusion((2,), weighting=name, **SMALL) for name in ("edm", "simple", "min-snr", "likelihood", "logit-normal")),
     Diffusion((1,), context_shape=(3,), **SMALL),
     Diffusion((3,), context_shape={"season": Label(4), "place": Vector(2)}, **SMALL),
     Diffusion((2,), schedule="flow", parametrization="velocity", pairing="optimal-transport", **SMALL),

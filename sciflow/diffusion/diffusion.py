@@ -65,8 +65,9 @@ class Diffusion(Density):
         schedule: How noise comes in: a name or an object, see :func:`sciflow.diffusion.schedule`.
         parametrization: What the network is asked for: ``"edm"``, ``"noise"``, ``"data"``, ``"v"``, ``"score"`` or
             ``"velocity"``, see :func:`sciflow.diffusion.parametrization.mean_from`.
-        weighting: Which levels of noise are trained on, and how much they count: ``"edm"``, ``"simple"``,
-            ``"min-snr"``, ``"likelihood"``, ``"logit-normal"``, see :func:`sciflow.diffusion.weighting.weighting`.
+        weighting: Which levels of noise are trained on, and how much they count: ``"wide"``, ``"edm"``,
+            ``"simple"``, ``"min-snr"``, ``"likelihood"``, ``"logit-normal"``, see
+            :func:`sciflow.diffusion.weighting.weighting`.
         network: ``"mlp"``, ``"unet"`` or ``"transformer"``, with sizes ``{"unet": {"channels": 32}}``; None for a
             perceptron for vectors and a U-Net for the rest; or a module; see
             :func:`sciflow.diffusion.networks.network`.
@@ -98,7 +99,7 @@ class Diffusion(Density):
         *,
         schedule: str | Mapping[str, Any] | Schedule = "edm",
         parametrization: str = "edm",
-        weighting: str | Mapping[str, Any] | Weighting = "edm",
+        weighting: str | Mapping[str, Any] | Weighting = "wide",
         network: str | Mapping[str, Any] | nn.Module | None = None,
         context_dropout: float = 0.1,
         pairing: str = "independent",

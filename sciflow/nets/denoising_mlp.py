@@ -17,12 +17,18 @@ __all__ = ["DenoisingMLP"]
 class DenoisingMLP(nn.Module):
     r"""Map noisy vectors, the level of their noise and a context to vectors.
 
-    .. math:: h_0 = W x + b, \qquad
+    .. math:: h_0 = W \, [x, a_j \sin 2^j x, a_j \cos 2^j x]_{j = 1 \dots J} + b, \quad
+              a_j = e^{-(2^j k)^2 / 2}, \qquad
               h_{i+1} = h_i + g_i \cdot B_i \, \mathrm{silu}\big(A_i ((1 + s_i) \cdot \mathrm{norm}(h_i) + m_i)\big)
 
     where scales :math:`s_i`, shifts :math:`m_i` and gates :math:`g_i` of all blocks are one linear map of the
     :class:`sciflow.nets.conditioning.Conditioning`. That map starts at zero, so that all blocks do (adaLN-zero of
     Peebles & Xie, arXiv:2212.09748), and so does the last layer. Events of more than one dimension are read as vectors.
+
+    Waves of the elements show the network what is fine: without them it sees edges, steps and narrow ridges late or
+    never, and loses a nat or two of the bound on tables (Kingma et al., arXiv:2107.00630; Tancik et al.,
+    arXiv:2006.10739). They fade where the noise, of level :math:`k`, covers them: there they would only make the
+    answer rough.
 
     Args:
         event_shape: Shape of one event.
@@ -30,6 +36,7 @@ class DenoisingMLP(nn.Module):
         num_levels: How many levels of noise a row has.
         hidden_features: Width of each block's state, one entry a block.
         embedding_features: Length of the vector that level and context are made into.
+        num_frequencies: :math:`J`, octaves of waves.
         dropout: Probability with which a unit inside a block is silenced while training.
 
     Example:
@@ -46,12 +53,14 @@ class DenoisingMLP(nn.Module):
         num_levels: int = 1,
         hidden_features: Sequence[int] = (256, 256, 256, 256),
         embedding_features: int = 128,
+        num_frequencies: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.num_frequencies = num_frequencies
         num_features = torch.Size(event_shape).numel()
         self.conditioning = Conditioning(contexts, embedding_features, num_levels)
-        self.first = nn.Linear(num_features, hidden_features[0])
+        self.first = nn.Linear(num_features * (1 + 2 * num_frequencies), hidden_features[0])
         befores = [hidden_features[0], *hidden_features[:-1]]
         self.blocks = nn.ModuleList(
             _Block(before, width, dropout) for before, width in zip(befores, hidden_features, strict=True)
@@ -74,10 +83,19 @@ class DenoisingMLP(nn.Module):
             context: ``[n, contexts.size]``, or one row for all; None where none of it is given.
         """
         steering = self.modulation(self.conditioning(level, context).vector).split(self.sizes, -1)
-        h = self.first(x.flatten(1))
+        h = self.first(self._with_waves(x.flatten(1), level))
         for place, block in enumerate(self.blocks):
             h = block(h, *steering[3 * place : 3 * place + 3])
         return self.last(F.silu(_modulated(h, *steering[-2:]))).reshape(x.shape)
+
+    def _with_waves(self, x: Tensor, level: Tensor) -> Tensor:
+        noise = torch.exp(4 * (level if level.ndim == 1 else level[:, 0]))[:, None]
+        parts = [x]
+        for octave in range(1, self.num_frequencies + 1):
+            frequency = 2.0**octave
+            amplitude = torch.exp(-0.5 * (frequency * noise).square())
+            parts += [amplitude * torch.sin(frequency * x), amplitude * torch.cos(frequency * x)]
+        return torch.cat(parts, 1)
 
 
 class _Block(nn.Module):

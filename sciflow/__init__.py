@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sciflow.density import Density, Likelihood, Status
     from sciflow.families import load
     from sciflow.interpolation import interpolate
+    from sciflow.scoring.samples import write_samples
     from sciflow.scoring.score import score
     from sciflow.training.fit import Fit, fit
     from sciflow.training.run import Run
@@ -43,6 +44,7 @@ _HOMES = {
     "score": "sciflow.scoring.score",
     "shard": "sciflow.data.shard",
     "train": "sciflow.training.train",
+    "write_samples": "sciflow.scoring.samples",
 }
 _SUBPACKAGES = ("bijections", "contexts", "diffusion", "errors", "flows")
 
@@ -65,6 +67,7 @@ __all__ = [
     "score",
     "shard",
     "train",
+    "write_samples",
 ]
 
 

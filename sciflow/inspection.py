@@ -133,8 +133,10 @@ def _describe_results(console: Console, path: str | Path, results: xr.Dataset) -
     facts = [("dimensions", ", ".join(f"{name} {size:,}" for name, size in results.sizes.items()))]
     if what == "scores":
         facts.append(("likelihood", results.attrs["likelihood"]))
-        if "unfinished" in results.attrs:
-            facts.append(("state", "not ended: run sciflow score again"))
+    if "unfinished" in results.attrs:
+        command = "score" if what == "scores" else "sample"
+        facts.append(("state", f"not ended: run sciflow {command} again"))
+    if what == "scores":
         facts += _mean_log_prob(results)
     _print_facts(console, facts)
     table = Table()

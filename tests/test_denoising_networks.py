@@ -38,6 +38,7 @@ TRANSFORMER = partial(DiffusionTransformer, hidden_features=(16, 16), num_heads=
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...], Contexts | None, int]] = {
     "mlp": (MLP, (5,), None, 1),
     "mlp, mix": (MLP, (5,), MIX, 2),
+    "mlp with waves": (partial(MLP, num_frequencies=3), (5,), None, 2),
     "mlp of a field, label": (MLP, (1, 3, 4), Contexts({"season": PARTS["season"]}), 1),
     "u-net of a series": (U_NET, (2, 11), None, 2),
     "u-net of a series, mix": (U_NET, (2, 12), MIX, 1),

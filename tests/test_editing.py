@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 import sciflow as sf
-from sciflow.diffusion import ClassifierGuidance, Diffusion, Inpainting, Observation
-from sciflow.diffusion import diffusion as diffusion_module
+from sciflow.diffusion import ClassifierGuidance, Diffusion, Inpainting, Observation, rows
 from sciflow.errors import ConfigError, DataError, ShapeError
 
 
@@ -215,7 +214,7 @@ class TestObservation:
         given = Observation(linear, values.repeat(2, 1), STD).guided(model, None)(x, t)
         torch.testing.assert_close(given.reshape(2, 3, 4).transpose(0, 1).reshape(6, 4), apart)
         # In parts that do not end with the rows, too.
-        monkeypatch.setattr(diffusion_module, "_VALUES_AT_A_TIME", 5 * 4 * Observation.memory)
+        monkeypatch.setattr(rows, "_VALUES_AT_A_TIME", 5 * 4 * Observation.memory)
         in_parts = model.sample((4, 3), seed=0, guidance=Observation(linear, values, STD))
         torch.testing.assert_close(in_parts.mean(0), together.mean(0), atol=1.5, rtol=0)
         for i, value in enumerate(values):

@@ -15,6 +15,7 @@ from torch import Tensor
 import sciflow as sf
 from sciflow.diffusion import Autoguidance, ClassifierFree, ClassifierGuidance, Diffusion, Guidance
 from sciflow.diffusion import diffusion as diffusion_module
+from sciflow.diffusion import rows as rows_module
 from sciflow.errors import ConfigError, ShapeError
 
 
@@ -240,6 +241,6 @@ class TestGuidance:
             def guided(self, density, context):
                 return density.denoiser
 
-        monkeypatch.setattr(diffusion_module, "_VALUES_AT_A_TIME", 6)
+        monkeypatch.setattr(rows_module, "_VALUES_AT_A_TIME", 6)
         made(PRIOR).sample(5, guidance=Spy(), num_steps=2)
         assert Spy.seen == ((0, 1, 5), (2, 3, 5), (4, 5))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sciflow.diffusion.parametrization import Levels, mean_from
+from sciflow.diffusion.parametrization import Levels, mean_from, turn
+from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ShapeError
 
 __all__ = ["Denoiser", "GivenDenoiser", "NetworkDenoiser"]
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     r"""What all of this package asks for: :math:`E[x_0 \mid x_t]`, for events in normalised units.
 
     By Tweedie's formula it knows the score, :math:`\nabla \log p_t(x_t) = (\alpha \hat x_0 - x_t) / \sigma^2`.
@@ -32,6 +34,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.register_buffer("data_std", torch.tensor(float(data_std)))
 
+    @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mean of the clean events.
 
@@ -40,7 +43,6 @@ class Denoiser(nn.Module):
             t: ``[n]``.
             context: ``[n, *context_shape]`` or None; NaN where it is not given.
         """
-        raise NotImplementedError
 
 
 class NetworkDenoiser(Denoiser):
@@ -80,10 +82,9 @@ class NetworkDenoiser(Denoiser):
         """Return where in the schedule rows are, in double precision, to be broadcast over events like ``x``."""
         if len(t) > 1 and t.stride(0) == 0:  # one time for all rows: embedded once
             t = t[:1]
-        t = t.double().clamp_max(self._t_max).reshape(-1, *[1] * (x.ndim - 1))
+        t = over_events(t.double().clamp_max(self._t_max), x)
         alpha, sigma = self.schedule(t)
-        alpha_rate, sigma_rate = self.schedule.derivatives(t.clamp_min(1e-12))
-        return Levels(alpha, sigma, alpha_rate / sigma_rate, self.data_std.double())
+        return Levels(alpha, sigma, turn(self.parametrization, self.schedule, t), self.data_std.double())
 
 
 class GivenDenoiser(Denoiser):

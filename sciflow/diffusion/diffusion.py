@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.probability_flow import to_events, to_noise
+from sciflow.diffusion.rows import deviation, in_parts, over_events, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
 from sciflow.diffusion.samplers import sampler as as_sampler
 from sciflow.diffusion.sampling import Drawing, draw
@@ -33,12 +35,11 @@ from sciflow.likelihood import error_of_mean
 from sciflow.nets import DiffusionTransformer, UNet
 from sciflow.progress import progress_bar
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "require_saveable"]
 
 _GROUPS = 4  # of draws, independent of each other: they tell how far the bound is off
 _DRAWS, _MOST_DRAWS = 64, 1 << 20
 _VALIDATION_DRAWS = 8
-_VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together; networks hold some hundred times as many
 
 
 class Diffusion(Density):
@@ -113,10 +114,11 @@ class Diffusion(Density):
         arguments.seed(seed)
         chosen = as_schedule(schedule)
         preprocess = plain("preprocess", preprocess)
+        shape = checked_shape(event_shape, "event_shape")
         super().__init__(
-            checked_shape(event_shape, "event_shape"),
+            shape,
             context_shape,
-            preprocess=preprocessing(preprocess, checked_shape(event_shape, "event_shape")),
+            preprocess=preprocessing(preprocess, shape),
             preprocess_context=context_preprocessing(context_shape),
             arguments={
                 **arguments.values,
@@ -185,7 +187,6 @@ class Diffusion(Density):
             preprocess_context=None,
             arguments={"denoise": denoise},
         )
-        density.weighting = as_weighting("edm")
         density.denoiser = GivenDenoiser(denoise, chosen, data_std)
         return density.eval()
 
@@ -283,25 +284,11 @@ class Diffusion(Density):
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
         """Fit the data-unit bijections on training rows, and measure the deviation of what they give."""
         super().fit_preprocessing(x, context)
-        rows, _, _ = self._rows(x, context)
-        squares, count = 0.0, 0
-        with torch.no_grad():
-            for part in rows.split(1 << 14):
-                y, _ = self.preprocess(part)
-                finite = torch.isfinite(y)
-                squares += float(torch.where(finite, y, 0).double().square().sum())
-                count += int(finite.sum())
-        if count and squares > 0:
-            self.denoiser.data_std.fill_((squares / count) ** 0.5)
+        self.denoiser.data_std.fill_(deviation(self.preprocess, self._rows(x, context)[0]))
 
     def save(self, path: str | Path) -> Path:
         """Write ``model.safetensors`` and ``model.json`` into the folder ``path``; see :func:`sciflow.load`."""
-        for name in ("denoise", "network", "schedule", "weighting"):
-            if callable(self.arguments.get(name)) or isinstance(self.arguments.get(name), Weighting):
-                raise ModelFileError(
-                    f"{path}: this density has a {name} of your own, which no file can hold: keep its state_dict() "
-                    "beside the code that builds it"
-                )
+        require_saveable(path, "this density", self.arguments)
         return super().save(path)
 
     def doubts(self, layout: Any) -> list[str]:
@@ -325,7 +312,7 @@ class Diffusion(Density):
         alpha, sigma = schedule(t.double())
         own = self.schedule.time(sigma / alpha)
         own_alpha, _ = self.schedule(own)
-        scale = (own_alpha / alpha).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        scale = over_events(own_alpha / alpha, x).to(x.dtype)
         mean: Tensor = self.denoiser(scale * x, own, context)
         return mean
 
@@ -376,7 +363,7 @@ class Diffusion(Density):
             return -(elbo(self.denoiser, y, context, _VALIDATION_DRAWS).to(y.dtype) + log_det)
         if not isinstance(self.denoiser, NetworkDenoiser):
             raise ConfigError("a density made by from_denoiser is not trained: build Diffusion(event_shape, ...)")
-        context = self._dropped(context)
+        context = some_left_out(context, self.arguments["context_dropout"])
         noise = torch.randn_like(y)
         if self.arguments["pairing"] == "optimal-transport":
             noise = paired(noise, y)
@@ -391,35 +378,30 @@ class Diffusion(Density):
         # A row outside the support, or with a context that is none, must be told of.
         return torch.where(torch.isfinite(log_det), loss, torch.nan)
 
-    def _dropped(self, context: Tensor | None) -> Tensor | None:
-        """Leave out the contexts of some rows."""
-        probability = self.arguments["context_dropout"]
-        if context is None or probability == 0:
-            return context
-        out = torch.rand(len(context), device=context.device) < probability
-        return context.masked_fill(out.reshape(-1, *[1] * (context.ndim - 1)), torch.nan)
-
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
         drawing: Drawing = options["drawing"]
         guidance: Guidance = options["guided"]
-        rows = max(1, _VALUES_AT_A_TIME // (self.event_shape.numel() * guidance.memory))
-        parts = [min(rows, n - start) for start in range(0, n, rows)] or [0]
-        contexts = [None] * len(parts) if context is None else context.split(rows)
-        num_steps = len(drawing.times)
+        return_trajectory: bool = options["return_trajectory"]
+        parts = in_parts(n, self.event_shape.numel() * guidance.memory, context)
+        steps = count(1)
         drawn: list[Tensor] = []
-        with progress_bar("drawing", num_steps * len(parts), options["progress"]) as update:
-            for number, (size, c) in enumerate(zip(parts, contexts, strict=True)):
-                done = iter(range(number * num_steps + 1, (number + 1) * num_steps + 1))
-                noise = torch.randn(
-                    (size, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device
-                )
-                first = number * rows
-                denoise = guidance.part(range(first, first + size), n).guided(self, c)
-                step = lambda done=done: update(next(done), "")  # noqa: E731
+        with progress_bar("drawing", len(drawing.times) * len(parts), options["progress"]) as update:
+            for rows, c in parts:
+                shape = (len(rows), *self.event_shape)
+                noise = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+                denoise = guidance.part(rows, n).guided(self, c)
                 drawn.append(
-                    draw(self.denoiser, denoise, drawing, noise, generator, step, options["return_trajectory"])
+                    draw(
+                        self.denoiser,
+                        denoise,
+                        drawing,
+                        noise,
+                        generator,
+                        on_step=lambda: update(next(steps), ""),
+                        return_trajectory=return_trajectory,
+                    )
                 )
-        return torch.cat(drawn, dim=1 if options["return_trajectory"] else 0)
+        return torch.cat(drawn, dim=1 if return_trajectory else 0)
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
         return to_noise(self.denoiser, y, context)
@@ -433,3 +415,22 @@ class Diffusion(Density):
             f"{type(self).__name__}(event_shape={tuple(self.event_shape)}{context}, {self.schedule!r}, "
             f"{sum(p.numel() for p in self.parameters()):,} parameters)"
         )
+
+
+def require_saveable(path: str | Path, whose: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse to write what was built from parts of the user's own.
+
+    Args:
+        path: Where it would be written.
+        whose: Begins the message.
+        arguments: Of the constructor.
+
+    Raises:
+        ModelFileError: One of them is no name, nor numbers by name.
+    """
+    for name in ("denoise", "network", "schedule", "weighting"):
+        if not isinstance(arguments.get(name), str | Mapping | None):
+            raise ModelFileError(
+                f"{path}: {whose} has a {name} of your own, which no file can hold: keep its state_dict() beside the "
+                "code that builds it"
+            )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
+from sciflow.diffusion.rows import over_events
 
 __all__ = ["elbo"]
 
@@ -65,11 +66,11 @@ def elbo(
     for log_level, weight in zip(log_levels, weights, strict=True):
         level = torch.exp(log_level).expand(len(y))
         t = schedule.time(level)
-        alpha, sigma = (_over_events(part, y).to(y.dtype) for part in schedule(t))
+        alpha, sigma = (over_events(part, y).to(y.dtype) for part in schedule(t))
         noise = torch.randn(noise_shape, dtype=y.dtype, generator=generator).to(y.device)
         mean = denoiser(alpha * y + sigma * noise, t, context)
         # (mean - y) / level is the noise less its estimate.
-        error = _squares((mean - y) / _over_events(level, y).to(y.dtype))
+        error = _squares((mean - y) / over_events(level, y).to(y.dtype))
         size = _squares(noise.expand_as(y))
         gaussian = power / (power + level.square())
         tilt = -2 * gaussian * (1 - gaussian) / level * (noise * y).flatten(1).sum(1, dtype=torch.float64)
@@ -105,7 +106,3 @@ def _log_levels(
 
 def _squares(x: Tensor) -> Tensor:
     return x.flatten(1).square().sum(1, dtype=torch.float64)
-
-
-def _over_events(per_row: Tensor, y: Tensor) -> Tensor:
-    return per_row.reshape(-1, *[1] * (y.ndim - 1))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sciflow.diffusion.rows import over_events
 from sciflow.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ClassifierGuidance(Guidance):
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = density.schedule(t.double())
-            step = (self.scale * sigma.square() / alpha).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+            step = over_events(self.scale * sigma.square() / alpha, x).to(x.dtype)
             return density.denoiser(x, t, context) + step * self._slope(x, t)
 
         return denoise

@@ -8,7 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PARAMETRIZATIONS", "Levels", "mean_from"]
+from sciflow.diffusion.schedules import Schedule
+
+__all__ = ["PARAMETRIZATIONS", "Levels", "mean_from", "turn"]
+
+_EARLIEST = 1e-12  # at time 0 the rate of the noise may be infinite
 
 
 class Levels(NamedTuple):
@@ -17,7 +21,8 @@ class Levels(NamedTuple):
     Attributes:
         alpha: Signal.
         sigma: Noise.
-        turn: Rate of change of the signal by that of the noise, which stays finite where the latter does not.
+        turn: Rate of change of the signal by that of the noise, which stays finite where the latter does not; see
+            :func:`turn`.
         data_std: Standard deviation of normalised events.
     """
 
@@ -65,6 +70,20 @@ PARAMETRIZATIONS: dict[str, Callable[[Levels], tuple[Tensor, Tensor]]] = {
     "score": _score,
     "velocity": _velocity,
 }
+
+
+def turn(name: str, schedule: Schedule, t: Tensor) -> Tensor:
+    """Return the rate of change of the signal by that of the noise, where a parametrisation asks for it; or zeros.
+
+    Args:
+        name: Of the parametrisation.
+        schedule: Of the times.
+        t: Times.
+    """
+    if name != "velocity":
+        return torch.zeros_like(t)
+    alpha_rate, sigma_rate = schedule.derivatives(t.clamp_min(_EARLIEST))
+    return alpha_rate / sigma_rate
 
 
 def mean_from(name: str, at: Levels) -> tuple[Tensor, Tensor]:

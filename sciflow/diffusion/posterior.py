@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sciflow.diffusion.guidance import Denoise, require_gradients
+from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError
 
@@ -77,7 +78,7 @@ def posterior_mean(
         if not mean.requires_grad:
             raise ConfigError("guidance: the denoiser must be made of torch's functions, of which slopes are known")
         centre = mean.detach() if centre is None else centre
-        alpha, sigma = (level.reshape(-1, *[1] * (x.ndim - 1)) for level in schedule(near_t))
+        alpha, sigma = (over_events(level, x) for level in schedule(near_t))
         gain = (sigma.square() / alpha).to(x.dtype)
 
         observed, pull, push = _linearised(observe, centre)
@@ -121,10 +122,10 @@ def _linearised(observe: _Map, at: Tensor) -> tuple[Tensor, _Map, _Map]:
 def _with_less_noise(x: Tensor, t: Tensor, mean: Tensor, latest: float, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """The same events at no later a time: their mean stays, and so does the direction of their noise."""
     earlier = t.clamp_max(latest)
-    pairs = [[level.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype) for level in schedule(at)] for at in (t, earlier)]
+    pairs = [[over_events(level, x).to(x.dtype) for level in schedule(at)] for at in (t, earlier)]
     (alpha, sigma), (alpha_earlier, sigma_earlier) = pairs
     moved = alpha_earlier * mean + sigma_earlier / sigma * (x - alpha * mean)
-    late = (t > latest).reshape(-1, *[1] * (x.ndim - 1))
+    late = over_events(t > latest, x)
     return torch.where(late, moved, x), earlier
 
 

@@ -8,10 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sciflow.diffusion.parametrization import Levels, mean_from
+from sciflow.diffusion.parametrization import Levels, mean_from, turn
+from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
 
-__all__ = ["FlowMap", "aim", "heun", "jumped", "over_events"]
+__all__ = ["FlowMap", "aim", "heun", "jumped"]
 
 # In units of the events' deviation: with less noise events count as clean, with more as noise alone.
 LEAST_LEVEL, MOST_LEVEL = 2e-3, 80.0
@@ -68,7 +69,8 @@ class FlowMap(nn.Module):
         # In double precision: near noise alone, the signal is what is left of a difference.
         k = over_events(level.double(), z)
         data_std = self.data_std.double()
-        skip, out = mean_from(self.parametrization, Levels(torch.ones_like(k), k, self._turn(k), data_std))
+        change = turn(self.parametrization, self.schedule, self.schedule.time(k))
+        skip, out = mean_from(self.parametrization, Levels(torch.ones_like(k), k, change, data_std))
         low, high = self._ends
         levels = torch.stack((level.double(), target.double()), -1).clamp(low, high).log() / 4
         scale = torch.rsqrt(data_std.square() + k.square())
@@ -76,12 +78,6 @@ class FlowMap(nn.Module):
         answer = self.network(scale.to(z.dtype) * z, levels.to(z.dtype), context)
         mean = skip.to(z.dtype) * z + out.to(z.dtype) * answer.to(z.dtype)
         return torch.where(k > 0, mean, z)
-
-    def _turn(self, k: Tensor) -> Tensor:
-        if self.parametrization != "velocity":
-            return torch.zeros_like(k)
-        alpha_rate, sigma_rate = self.schedule.derivatives(self.schedule.time(k).clamp_min(1e-12))
-        return alpha_rate / sigma_rate
 
     @property
     def most_level(self) -> Tensor:
@@ -146,8 +142,3 @@ def heun(mean: Mean, z: Tensor, levels: Tensor, context: Tensor | None = None) -
         there = mean(z, target.maximum(_TINY * level), context)
         z = z + over_events(rise / 2, z).to(z.dtype) * (there - here)
     return z
-
-
-def over_events(per_row: Tensor, z: Tensor) -> Tensor:
-    """``[n]`` as ``[n, 1, ...]``, to be broadcast over events."""
-    return per_row.reshape(-1, *[1] * (z.ndim - 1))

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.distillation.flow_map import FlowMap, over_events
+from sciflow.diffusion.distillation.flow_map import FlowMap
+from sciflow.diffusion.rows import over_events
 
 __all__ = ["Lesson", "Method"]
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from sciflow.arguments import Arguments, plain, seeded
 from sciflow.bijections import context_preprocessing, preprocessing
 from sciflow.density import Density, Likelihood, checked_shape
-from sciflow.diffusion.diffusion import Diffusion
+from sciflow.diffusion.diffusion import Diffusion, require_saveable
 from sciflow.diffusion.distillation.consistency import Consistency, ConsistencyTraining
-from sciflow.diffusion.distillation.flow_map import heun, jumped, over_events
+from sciflow.diffusion.distillation.flow_map import heun, jumped
 from sciflow.diffusion.distillation.method import Lesson, Method
 from sciflow.diffusion.distillation.progressive import Progressive
 from sciflow.diffusion.distillation.shortcut import Shortcut
 from sciflow.diffusion.distillation.taken_over import first_flow_map, record_of, shapes_of, teacher_from
 from sciflow.diffusion.guidance import guidance as as_guidance
-from sciflow.errors import ConfigError, ModelFileError
+from sciflow.diffusion.rows import deviation, in_parts, over_events, some_left_out
+from sciflow.errors import ConfigError
 
 __all__ = ["METHODS", "MOST_STEPS", "Student"]
 
@@ -34,7 +35,6 @@ METHODS: dict[str, type[Method]] = {
 }
 MOST_STEPS = 4
 _REFERENCE_STEPS = 8
-_VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together
 
 
 class Student(Density):
@@ -198,7 +198,7 @@ class Student(Density):
         """Fit the data-unit bijections on training rows; those of a teacher stay as they are."""
         if self.teacher is None:
             super().fit_preprocessing(x, context)
-            self.flow_map.data_std.fill_(_deviation(self.preprocess, self._rows(x, context)[0]))
+            self.flow_map.data_std.fill_(deviation(self.preprocess, self._rows(x, context)[0]))
         else:
             self.blur = self._blur_for(self._rows(x, context)[0])
 
@@ -212,13 +212,8 @@ class Student(Density):
     def save(self, path: str | Path) -> Path:
         """Write ``model.safetensors`` and ``model.json`` into the folder ``path``, teacher included; see
         :func:`sciflow.load`."""
-        parts = [self.arguments, {} if self.teacher is None else self.teacher.arguments]
-        for name in ("denoise", "network", "schedule", "weighting"):
-            if any(not isinstance(part.get(name), str | Mapping | None) for part in parts):
-                raise ModelFileError(
-                    f"{path}: this student or its teacher has a {name} of your own, which no file can hold: keep its "
-                    "state_dict() beside the code that builds it"
-                )
+        for arguments in (self.arguments, {} if self.teacher is None else self.teacher.arguments):
+            require_saveable(path, "this student or its teacher", arguments)
         return super().save(path)
 
     # What Density asks for. ------------------------------------------------------------------------------------
@@ -237,12 +232,9 @@ class Student(Density):
         return self._drawn(z, context, 1 if self.method.renoises else self.num_steps, None)
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
-        rows = max(1, _VALUES_AT_A_TIME // self.event_shape.numel())
-        parts = [min(rows, n - start) for start in range(0, n, rows)] or [0]
-        contexts = [None] * len(parts) if context is None else context.split(rows)
         drawn = [
-            self._drawn(self._noise(size, generator), part, options["num_steps"], generator)
-            for size, part in zip(parts, contexts, strict=True)
+            self._drawn(self._noise(len(rows), generator), c, options["num_steps"], generator)
+            for rows, c in in_parts(n, self.event_shape.numel(), context)
         ]
         return torch.cat(drawn)
 
@@ -312,10 +304,7 @@ class Student(Density):
         probability = self.arguments["context_dropout"]
         if probability is None:
             probability = 0.1 if self.teacher is None else self.teacher.arguments.get("context_dropout", 0.0)
-        if context is None or probability == 0:
-            return context
-        out = torch.rand(len(context), device=context.device) < probability
-        return context.masked_fill(over_events(out, context), torch.nan)
+        return some_left_out(context, probability)
 
     def _teacher_for(self, what: str) -> Diffusion:
         if self.teacher is None:
@@ -328,14 +317,6 @@ class Student(Density):
             f"Student(method={self.arguments['method']!r}, num_steps={self.num_steps}, "
             f"event_shape={tuple(self.event_shape)}, {taught})"
         )
-
-
-def _deviation(preprocess: nn.Module, rows: Tensor) -> float:
-    """Standard deviation of normalised rows about 0."""
-    with torch.no_grad():
-        y, _ = preprocess(rows)
-    y = y[torch.isfinite(y)].double()
-    return float(y.square().mean().sqrt()) if y.numel() and bool((y != 0).any()) else 1.0
 
 
 def _is_scale(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from sciflow.density import MOST_SEED, checked_shape
 from sciflow.errors import ConfigError, nearest
 
-__all__ = ["GENERATORS", "MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "plain", "seeded"]
+__all__ = ["GENERATORS", "MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "named", "plain", "seeded"]
 
 # torch's own generators are those of the whole process: whoever sets them for a while must be alone with them.
 GENERATORS = threading.RLock()
@@ -124,6 +124,30 @@ class Arguments:
         """Raise an error that says what ``name`` must be, unless it is."""
         if not valid:
             raise ConfigError(f"{self.family}: {name} must be {expected}; got {value!r:.200}")
+
+
+def named(what: str, given: Any, known: Collection[str]) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the options of something that is asked for by name, or by a mapping from name to options.
+
+    Args:
+        what: What is asked for, in messages.
+        given: As users write it; capitals and underlines do not matter.
+        known: Names that there are.
+
+    Raises:
+        ConfigError: There is none of this name, or its options are no mapping.
+
+    Example:
+        >>> named("sampler", "DPM_2", ["dpm-2"]), named("sampler", {"ddim": {"eta": 1}}, ["ddim"])
+        (('dpm-2', {}), ('ddim', {'eta': 1}))
+    """
+    name, options = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else (given, None)
+    name = name.lower().replace("_", "-") if isinstance(name, str) else name
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(f"{what}: unknown {given!r:.80}; {nearest(str(name), known)}")
+    if not isinstance(options or {}, Mapping):
+        raise ConfigError(f"{what}: {name} takes options by name; got {options!r:.80}")
+    return name, options or {}
 
 
 def plain(name: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ from sciflow.diffusion import Diffusion, Student
 from sciflow.errors import ConfigError, SciflowError, nearest
 from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, ResidualFlow, TransformerFlow
 
-__all__ = ["FAMILIES", "build", "load", "located"]
+__all__ = ["FAMILIES", "build", "family_of", "load", "located"]
 
 FAMILIES: dict[str, type[Density]] = {
     Diffusion.family: Diffusion,

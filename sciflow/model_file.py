@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "weights_hash"]
 
 _FORMAT = "sciflow-model"
 _VERSION = 1
@@ -67,7 +67,7 @@ def save(density: Density, path: str | Path) -> Path:
         ['model.json', 'model.safetensors']
     """
     folder = _as_path(path)
-    weights = safetensors.torch.save({name: t.detach().contiguous() for name, t in density.state_dict().items()})
+    weights = _as_bytes(density)
     description = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -146,6 +146,15 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         return density.to(torch.device(device)).eval()
     except (AssertionError, TypeError, RuntimeError) as error:
         raise ConfigError(f"device {device!r}: {first_line(error)}; give one that is here, such as 'cpu'") from None
+
+
+def weights_hash(density: Density) -> str:
+    """Return the hash of a density's numbers, the one that its model file has."""
+    return hashlib.sha256(_as_bytes(density)).hexdigest()
+
+
+def _as_bytes(density: Density) -> bytes:
+    return safetensors.torch.save({name: t.detach().contiguous() for name, t in density.state_dict().items()})
 
 
 def _as_path(path: Any) -> Path:

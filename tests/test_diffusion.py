@@ -361,7 +361,7 @@ def test_a_denoiser_that_is_none_is_told_of(denoise: Any, error: type[Exception]
         ({"weighting": "edn"}, "weighting: unknown 'edn'; did you mean edm"),
         ({"network": "une"}, "network: unknown 'une'; did you mean unet"),
         ({"network": {"mlp": {"hiden_features": (3,)}}}, "mlp: 'hiden_features': unknown size; did you mean hidden_f"),
-        ({"network": {"mlp": 3}}, "network: mlp takes its sizes by name; got 3"),
+        ({"network": {"mlp": 3}}, "network: mlp takes options by name; got 3"),
         ({"context_dropout": 1.0}, "context_dropout must be at least 0 and below 1; got 1.0"),
         ({"pairing": "ot"}, "pairing: got 'ot'"),
         ({"seed": -1}, "seed must be 0 to"),

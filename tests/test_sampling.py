@@ -24,8 +24,9 @@ import sciflow as sf
 from sciflow.data.lock import writing
 from sciflow.errors import ConfigError, RunError, SciflowError, ShapeError, StoreError
 from sciflow.inspection import describe
+from sciflow.model_file import weights_hash
 from sciflow.scoring.distributed import sample_on_ray
-from sciflow.scoring.drawing import Drawing, weights_hash
+from sciflow.scoring.drawing import Drawing
 from sciflow.scoring.samples import samples_as_dataset, write_samples
 
 COMMAND = [sys.executable, "-m", "sciflow.cli", "sample"]

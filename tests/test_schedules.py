@@ -84,7 +84,7 @@ def test_published_values() -> None:
         ({"vp": {"beta_min": 30.0}}, "beta_min must be below beta_max; got 30.0 and 20.0"),
         ({"edm": {"sigma_max": -1}}, "sigma_max must be a positive number; got -1"),
         ({"edm": {"sigma_max": "a"}}, "sigma_max must be a positive number; got 'a'"),
-        ({"vp": 3}, "schedule: vp does not take 3"),
+        ({"vp": 3}, "schedule: vp takes options by name; got 3"),
     ],
 )
 def test_bad_schedules_are_told_of(given: object, message: str) -> None:

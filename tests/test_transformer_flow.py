@@ -19,7 +19,7 @@ from sciflow.errors import ConfigError, ShapeError
 from sciflow.flows import Flow, TransformerFlow
 from sciflow.flows import transformer_flow as family
 from sciflow.nets import CausalTransformer
-from sciflow.nets import transformer as nets
+from sciflow.nets import attention as nets
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from sciflow.arguments import named
 from sciflow.contexts import Contexts
 from sciflow.errors import ConfigError, nearest
 from sciflow.nets.denoising_mlp import DenoisingMLP
@@ -41,24 +42,16 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
     """
     if isinstance(given, nn.Module):
         return given
-    name: Any = ("mlp" if len(event_shape) == 1 else "unet") if given is None else given
-    sizes: Any = {}
-    if isinstance(given, Mapping) and len(given) == 1:
-        name, sizes = next(iter(given.items()))
-    if isinstance(name, str):
-        name = name.lower()
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise ConfigError(f"network: unknown {given!r:.80}; {nearest(str(name), NETWORKS)}")
-    if not isinstance(sizes, Mapping):
-        raise ConfigError(f"network: {name} takes its sizes by name; got {sizes!r:.200}")
+    usual = "mlp" if len(event_shape) == 1 else "unet"
+    name, given_sizes = named("network", usual if given is None else given, NETWORKS)
     own = ("event_shape", "contexts", "num_levels")
     known = [key for key in inspect.signature(NETWORKS[name]).parameters if key not in own]
     if name != "mlp":
         known.append("grid_dims")
-    for key in sizes:
+    for key in given_sizes:
         if key not in known:
             raise ConfigError(f"network: {name}: {key!r:.80}: unknown size; {nearest(str(key), known)}")
-    sizes = dict(sizes)
+    sizes = dict(given_sizes)
     grid_dims = sizes.pop("grid_dims", None)
     if grid_dims not in (None, len(event_shape) - 1, len(event_shape)) or isinstance(grid_dims, bool):
         few, many = len(event_shape) - 1, len(event_shape)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.errors import ConfigError, nearest
+from sciflow.arguments import named
+from sciflow.errors import ConfigError
 
 __all__ = [
     "EDM",
@@ -277,6 +278,7 @@ _KINDS: dict[str, type[Schedule]] = {
     "vp": VariancePreserving,
     "cosine": Cosine,
     "sub-vp": SubVariancePreserving,
+    "subvp": SubVariancePreserving,
     "ve": VarianceExploding,
     "edm": EDM,
     "flow": Rectified,
@@ -303,18 +305,9 @@ def schedule(given: str | Mapping[str, Any] | Schedule) -> Schedule:
     """
     if isinstance(given, Schedule):
         return given
-    name: Any = given
-    numbers: Any = {}
-    if isinstance(given, Mapping) and len(given) == 1:
-        name, numbers = next(iter(given.items()))
-    if isinstance(name, str):
-        # As others write it: sub_vp, subvp, VP.
-        plain = name.lower().replace("_", "-")
-        name = "sub-vp" if plain == "subvp" else plain
-    if not isinstance(name, str) or name not in _KINDS:
-        raise ConfigError(f"schedule: unknown {given!r:.80}; {nearest(str(name), _KINDS)}")
+    name, numbers = named("schedule", given, _KINDS)
     try:
-        return _KINDS[name](**(numbers or {}))
+        return _KINDS[name](**numbers)
     except TypeError:
         raise ConfigError(f"schedule: {name} does not take {numbers!r:.80}") from None
 

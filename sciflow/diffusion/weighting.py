@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sciflow.arguments import named
 from sciflow.diffusion.schedules import Schedule
-from sciflow.errors import ConfigError, nearest
+from sciflow.errors import ConfigError
 
 __all__ = ["WEIGHTINGS", "Weighting", "spread_evenly", "weighting"]
 
@@ -102,18 +103,11 @@ def weighting(given: str | Mapping[str, Any] | Weighting) -> Weighting:
     """
     if isinstance(given, Weighting):
         return given
-    name: Any = given
-    numbers: Any = {}
-    if isinstance(given, Mapping) and len(given) == 1:
-        name, numbers = next(iter(given.items()))
-    if isinstance(name, str):
-        name = name.lower().replace("_", "-")
-    if not isinstance(name, str) or name not in WEIGHTINGS:
-        raise ConfigError(f"weighting: unknown {given!r:.80}; {nearest(str(name), WEIGHTINGS)}")
+    name, numbers = named("weighting", given, WEIGHTINGS)
     known = {"normal": ("mean", "std")}.get(WEIGHTINGS[name].times, ()) + (
         ("most",) if WEIGHTINGS[name].counts == "min-snr" else ()
     )
-    if not isinstance(numbers, Mapping) or any(key not in known for key in numbers):
+    if any(key not in known for key in numbers):
         raise ConfigError(f"weighting: {name} takes {', '.join(known) or 'no numbers'}; got {numbers!r:.80}")
     return Weighting(**{**asdict(WEIGHTINGS[name]), **numbers})
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "attended_values"]
 
 _MOST_ROWS = 65_535  # that torch's kernels on a GPU take at a time
 
@@ -55,16 +55,28 @@ class Attention(nn.Module):
             keys, values = torch.cat((keys, more_keys), -2), torch.cat((values, more_values), -2)
             there = F.pad(mask, (h.shape[1], 0), value=True)[:, None, None]
             mask = there.expand(rows, self.num_heads, h.shape[1], -1)
-        return self.out(_attended(queries, keys, values, mask).transpose(1, 2).flatten(2))
+        return self.out(attended_values(queries, keys, values, mask).transpose(1, 2).flatten(2))
 
     def _heads(self, joined: Tensor, count: int) -> tuple[Tensor, ...]:
         """Cut ``[n, length, count * width]`` into ``count`` times ``[n, num_heads, length, head_features]``."""
         return joined.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def attended_values(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Return what every query sees; in parts, where there are more rows than torch's kernels take.
+
+    Args:
+        queries: ``[n, num_heads, num_queries, head_features]``.
+        keys: ``[n, num_heads, length, head_features]``.
+        values: The same.
+        mask: Who sees whom, ``[n, num_heads, num_queries, length]``; None for all.
+        causal: A query sees the keys up to its own place alone.
+    """
     if len(queries) <= _MOST_ROWS:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    parts = [t.split(_MOST_ROWS) for t in (queries, keys, values)]
-    masks = [None] * len(parts[0]) if mask is None else mask.split(_MOST_ROWS)
-    return torch.cat([_attended(*part) for part in zip(*parts, masks, strict=True)])
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+    parts = [slice(start, start + _MOST_ROWS) for start in range(0, len(queries), _MOST_ROWS)]
+    return torch.cat(
+        [attended_values(queries[p], keys[p], values[p], None if mask is None else mask[p], causal) for p in parts]
+    )

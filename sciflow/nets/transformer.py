@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sciflow.nets.attention import attended_values
+
 __all__ = ["CausalTransformer", "Seen"]
 
 _POSITION_SCALE = 0.3  # so that places tell apart, and do not drown, what is there
-_MOST_ROWS = 65_535  # that torch's kernels on a GPU take at a time
 
 
 class CausalTransformer(nn.Module):
@@ -146,13 +147,6 @@ class _Layer(nn.Module):
         heads = self.queries_keys_values(self.attention_norm(h)).unflatten(-1, (3, self.num_heads, -1))
         heads = heads.permute(2, 0, 3, 1, 4)
         queries, (keys, values) = heads[0], (heads[1:] if seen is None else seen.join(heads[1:])).unbind(0)
-        attended = _attention(queries, keys, values, causal=seen is None)
+        attended = attended_values(queries, keys, values, causal=seen is None)
         h = h + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))
         return h + self.dropout(self.mlp(h))
-
-
-def _attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
-    if len(queries) <= _MOST_ROWS:
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-    parts = zip(queries.split(_MOST_ROWS), keys.split(_MOST_ROWS), values.split(_MOST_ROWS), strict=True)
-    return torch.cat([_attention(q, k, v, causal) for q, k, v in parts])

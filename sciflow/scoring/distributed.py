@@ -17,8 +17,9 @@ from sciflow.data.store import is_url
 from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, SciflowError
 from sciflow.families import load as load_density
+from sciflow.model_file import weights_hash
 from sciflow.progress import progress_bar
-from sciflow.scoring.drawing import Drawing, weights_hash
+from sciflow.scoring.drawing import Drawing
 from sciflow.scoring.parts import Scoring
 from sciflow.scoring.samples import draw_here
 from sciflow.scoring.score import BATCH_SIZE

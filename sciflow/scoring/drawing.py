@@ -14,7 +14,6 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,10 +23,11 @@ from sciflow.data.files import read_bytes, write_file
 from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, ShapeError
 from sciflow.kernels import VARIABLE, repeated
+from sciflow.model_file import weights_hash
 from sciflow.scoring.labels import labelled_draws
 from sciflow.scoring.output import Output
 
-__all__ = ["Drawing", "weights_hash"]
+__all__ = ["Drawing"]
 
 # A network takes up to a hundred times the memory of the events that it draws.
 BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 8 << 20
@@ -222,12 +222,6 @@ class Drawing:
             return True
 
         return [number for number in range(len(self)) if not is_whole(number)]
-
-
-def weights_hash(density: Density) -> str:
-    """Return the hash of a density's numbers, the one that its model file has."""
-    weights = {name: tensor.detach().contiguous() for name, tensor in density.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
 def _whole(name: str, value: Any, least: int) -> int:

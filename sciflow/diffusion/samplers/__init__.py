@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from sciflow.arguments import named
 from sciflow.diffusion.samplers.contract import Past, Point, Process, Sampler
 from sciflow.diffusion.samplers.ddim import DDIM
 from sciflow.diffusion.samplers.dpm import DPMSolver
@@ -72,18 +73,10 @@ def sampler(given: str | Mapping[str, Any] | Sampler) -> Sampler:
     """
     if isinstance(given, Sampler):
         return given
-    name, options = given, None
-    if isinstance(given, Mapping) and len(given) == 1:
-        name, options = next(iter(given.items()))
-    if isinstance(name, str):
-        name = name.lower().replace("_", "-")
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise ConfigError(f"sampler: unknown {given!r:.80}; {nearest(str(name), SAMPLERS)}")
-    if not isinstance(options or {}, Mapping):
-        raise ConfigError(f"sampler: {name} takes options by name; got {options!r:.80}")
+    name, options = named("sampler", given, SAMPLERS)
     found = SAMPLERS[name]
     known = [field.name for field in fields(found)]  # type: ignore[arg-type]
-    for option in options or {}:
+    for option in options:
         if option not in known:
             raise ConfigError(f"sampler: {name} does not take {option!r:.80}; {nearest(str(option), known)}")
-    return replace(found, **(options or {}))  # type: ignore[type-var]
+    return replace(found, **options)  # type: ignore[type-var]

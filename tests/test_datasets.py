@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import simulate
 import yaml
 
 ROOT = Path(__file__).parents[1]
 DATASETS = ROOT / "datasets"
 SHARED = ROOT.parent / "shared" / "data"
 CATALOGUE = sorted(DATASETS.glob("*.yaml"))
-
-
-def load_simulator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("simulate", DATASETS / "simulate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-simulate = load_simulator()
 
 
 def entry(path: Path) -> dict:

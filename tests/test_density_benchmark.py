@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import importlib.util
-import sys
 import threading
 from pathlib import Path
-from types import ModuleType
 
+import density
 import numpy as np
 import pytest
 import torch
+import toys
+import uci
 
 import sciflow as sf
 
 ROOT = Path(__file__).parents[1]
-
-
-def load(path: str) -> ModuleType:
-    name = Path(path).stem
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    # Dataclasses look their module up.
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toys = load("datasets/toys.py")
-uci = load("datasets/uci.py")
-density = load("tests/benchmarks/density.py")
 
 
 @pytest.mark.parametrize("toy", toys.TOYS.values(), ids=lambda toy: toy.name)

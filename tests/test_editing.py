@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
+import analytic
 import numpy as np
 import pytest
 import torch
@@ -17,17 +14,6 @@ from torch import Tensor
 import sciflow as sf
 from sciflow.diffusion import ClassifierGuidance, Diffusion, Inpainting, Observation, rows
 from sciflow.errors import ConfigError, DataError, ShapeError
-
-
-def load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-analytic = load("analytic.py")
 
 PRIOR = analytic.Gaussian(
     [1.0, -1.0, 0.5, 0.0],

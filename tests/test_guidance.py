@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from analytic import Gaussian
 from torch import Tensor
 
 import sciflow as sf
@@ -18,17 +15,7 @@ from sciflow.diffusion import diffusion as diffusion_module
 from sciflow.diffusion import rows as rows_module
 from sciflow.errors import ConfigError, ShapeError
 
-
-def load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 guidance = diffusion_module.as_guidance
-Gaussian = load("analytic.py").Gaussian
 
 PRIOR = Gaussian([1.0, -1.0, 0.5], [[1.0, 0.6, 0.0], [0.6, 0.8, -0.3], [0.0, -0.3, 0.5]])
 TOWARDS = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)  # what a class is about: p(c | x) = exp(-(a.x - b)^2 / 2)

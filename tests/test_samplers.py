@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from itertools import combinations, pairwise
-from pathlib import Path
-from types import ModuleType
 
+import analytic
 import pytest
 import scipy.stats
 import torch
@@ -18,19 +15,6 @@ from sciflow.diffusion.samplers import SAMPLERS, SPACINGS, Past, Point, Process,
 from sciflow.diffusion.samplers.exponential import weights
 from sciflow.diffusion.schedules import Schedule, schedule
 from sciflow.errors import ConfigError
-
-
-def beside(name: str) -> ModuleType:
-    """A file of this folder that is no test."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-analytic = beside("analytic")
 
 SCHEDULES = {name: schedule(name) for name in ("vp", "cosine", "sub-vp", "ve", "edm", "flow")}
 VARIANTS = {

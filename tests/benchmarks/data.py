@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from beside import beside
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 def field(folder: Path, steps: int) -> xr.Dataset:
     """A simulated field of float32, lazy, with 64 time steps a chunk, as models write them."""
-    simulate = _simulate()
+    simulate = beside("datasets/simulate")
     simulate.write_field(folder / "field.npy", steps, HEIGHT, WIDTH, seed=0)
     values = np.load(folder / "field.npy", mmap_mode="r")
     coordinates = {"time": np.arange(steps), "lat": np.arange(HEIGHT), "lon": np.arange(WIDTH)}
@@ -187,18 +187,6 @@ def _resident() -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
         return int(line.split()[1]) / 1000
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-
-
-def _simulate():
-    """The simulators live beside the package."""
-    path = Path(__file__).resolve().parents[2] / "datasets" / "simulate.py"
-    spec = importlib.util.spec_from_file_location("simulate", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulate"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ learned from 100,000 is off by as much, through chance alone.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
+from beside import beside, tell
 from rich.console import Console
 from rich.table import Table
 from scipy.special import log_ndtr
@@ -61,7 +59,9 @@ def main() -> None:
     everything = not (options.toys or options.wine or options.conditional)
     kept = options.sets.split(",") if options.sets else None
     if options.toys or everything:
-        toys([name for name in _beside("toys").TOYS if kept is None or name in kept], options.seeds, options.out)
+        toys(
+            [name for name in beside("datasets/toys").TOYS if kept is None or name in kept], options.seeds, options.out
+        )
     if options.wine or everything:
         wine(options.seeds)
     if options.conditional or everything:
@@ -73,7 +73,7 @@ def toys(names: list[str], seeds: int, out: Path | None) -> None:
     title = f"In the plane, {TOY_ROWS:,} rows, {TOY_BINS} bins"
     table = Table("density", "seed", "KL [nats]", "goal", "steps", "seconds", title=title)
     for name in names:
-        truth = _beside("toys").TOYS[name]
+        truth = beside("datasets/toys").TOYS[name]
         new = truth.sample(TOY_TEST_ROWS, seed=1_000_000)
         for seed in range(seeds):
             flow = sf.flows.NSF((2,), num_bins=TOY_BINS, seed=seed)
@@ -82,7 +82,7 @@ def toys(names: list[str], seeds: int, out: Path | None) -> None:
             table.add_row(
                 truth.name, str(seed), _mean(difference, 4), f"<= {TOY_GOAL}", f"{fit.steps:,}", f"{fit.seconds:.0f}"
             )
-            _tell(f"{truth.name}, seed {seed}: KL {_mean(difference, 4)}")
+            tell(f"{truth.name}, seed {seed}: KL {_mean(difference, 4)}")
             if out is not None:
                 print(draw(truth, fit.density, out / f"{name}_{seed}.png"))
     Console(width=120).print(table)
@@ -94,7 +94,7 @@ def wine(seeds: int) -> None:
     The protocol is that of arXiv:1306.0186: the discrete column (the quality) is dropped, and one of each pair of
     columns whose correlation is above 0.98, of which there is none; every column is standardised.
     """
-    rows = _beside("uci").load("wine-quality-red").features
+    rows = beside("datasets/uci").load("wine-quality-red").features
     assert np.abs(np.corrcoef(rows.T) - np.eye(rows.shape[1])).max() < 0.98
     rows = (rows - rows.mean(0)) / rows.std(0)
     began = time.perf_counter()
@@ -107,7 +107,7 @@ def wine(seeds: int) -> None:
             ours = log_prob(fit.density, rows[test])
             results.setdefault("sciflow NSF, unattended", []).append(ours.mean())
             results.setdefault("full-covariance Gaussian", []).append(gaussian(rows[train], rows[test]).mean())
-            _tell(f"wine, seed {seed}, fold {fold}: {ours.mean():.3f}")
+            tell(f"wine, seed {seed}, fold {fold}: {ours.mean():.3f}")
     title = f"Wine red, {WINE_FOLDS} folds of {len(rows):,} rows x {rows.shape[1]}, {time.perf_counter() - began:.0f} s"
     table = Table("model", "test log p [nats]", title=title)
     for name, means in results.items():
@@ -127,7 +127,7 @@ def conditional(names: list[str], seeds: int) -> None:
     title = "Target given features, splits 0-4, against a dropout network"
     table = Table("set", "log p [nats]", "published", "of", "seconds a fit", title=title)
     for name in names:
-        data = _beside("uci").load(name)
+        data = beside("datasets/uci").load(name)
         kinds = ["cell", "raw density"] if name in COUNTED else ["density"]
         for kind in kinds:
             means, seconds = [], []
@@ -143,7 +143,7 @@ def conditional(names: list[str], seeds: int) -> None:
                     measure = log_cell if kind == "cell" else log_prob
                     means.append(measure(fit.density, data.target[test], data.features[test]).mean())
                     seconds.append(fit.seconds)
-                    _tell(f"{name} ({kind}), split {split}, seed {seed}: {means[-1]:.3f}")
+                    tell(f"{name} ({kind}), split {split}, seed {seed}: {means[-1]:.3f}")
             table.add_row(
                 name, _mean(np.array(means), 3), f"{CONDITIONAL_GOALS[name]:.2f}", kind, f"{np.mean(seconds):.0f}"
             )
@@ -199,23 +199,6 @@ def draw(truth: object, density: sf.Density, path: Path, cells: int = 200) -> Pa
 def _mean(values: np.ndarray, digits: int) -> str:
     error = f" +- {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{error}"
-
-
-def _tell(text: str) -> None:
-    """Progress, beside the tables."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _beside(name: str) -> ModuleType:
-    """A module of ``datasets/``, which is no package."""
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parents[2] / "datasets" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 if __name__ == "__main__":

@@ -17,16 +17,15 @@ Other measurements of diffusion: ``samplers.py`` (work and precision on known de
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
-import sys
 import time
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
+from beside import beside, tell
+from diffusion_fields import fields
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def main() -> None:
     if options.tables or everything:
         tables([name for name in (*TOYS, *TABLES) if kept is None or name in kept], options.seeds)
     if options.fields or everything:
-        _sibling("diffusion_fields").fields(SHARED / "climate", options.out, kept)
+        fields(SHARED / "climate", options.out, kept)
     if options.speed or everything:
         speed(options.device)
 
@@ -74,7 +73,7 @@ def tables(names: list[str], seeds: int) -> None:
         for seed in range(seeds):
             rows = _rows(name, seed)
             if rows is None:
-                _tell(f"{name}: not at hand, left out")
+                tell(f"{name}: not at hand, left out")
                 continue
             train, test = rows
             bins = {"num_bins": 16} if train.shape[1] == 2 else {}
@@ -92,7 +91,7 @@ def tables(names: list[str], seeds: int) -> None:
             for kind, (draws, steps, fitted, drawn) in results.items():
                 accuracies = [f"{two_sample(test, draws, seed, trees):.3f}" for trees in (False, True)]
                 table.add_row(name, str(seed), kind, *accuracies, f"{steps:,}", f"{fitted:.0f}", f"{drawn:.1f}")
-                _tell(f"{name}, seed {seed}, {kind}: {accuracies}")
+                tell(f"{name}, seed {seed}, {kind}: {accuracies}")
     Console(width=120).print(table)
 
 
@@ -179,7 +178,7 @@ def _batch_size(num_rows: int) -> int:
 def _rows(name: str, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows to learn from, and rows to be held against draws."""
     if name in TOYS:
-        toy = _beside("toys").TOYS[name]
+        toy = beside("datasets/toys").TOYS[name]
         return toy.sample(TOY_ROWS, seed=seed), toy.sample(MOST_TEST_ROWS, seed=1_000_000 + seed)
     if name == "htru2":
         path = SHARED / "htru2" / "HTRU_2.csv"
@@ -187,7 +186,7 @@ def _rows(name: str, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
             return None
         rows = np.loadtxt(path, delimiter=",", skiprows=1, usecols=range(8))
     else:
-        data = _beside("uci").load(name)
+        data = beside("datasets/uci").load(name)
         rows = np.concatenate([data.features, data.target], axis=1)
     rows = rows[np.random.default_rng(seed).permutation(len(rows))]
     num_test = min(MOST_TEST_ROWS, len(rows) // 4)
@@ -251,31 +250,6 @@ def _seconds(run: object, device: str) -> float:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def _tell(text: str) -> None:
-    """Progress, beside the tables."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _beside(name: str) -> ModuleType:
-    """A module of ``datasets/``, which is no package."""
-    return _module(Path(__file__).resolve().parents[2] / "datasets" / f"{name}.py")
-
-
-def _sibling(name: str) -> ModuleType:
-    return _module(Path(__file__).resolve().with_name(f"{name}.py"))
-
-
-def _module(path: Path) -> ModuleType:
-    name = path.stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 if __name__ == "__main__":

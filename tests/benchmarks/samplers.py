@@ -10,18 +10,16 @@ density itself have one, too, by chance: no sampler can come below it.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from beside import beside
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -51,17 +49,7 @@ SAMPLERS: dict[str, Any] = {
 DRAWN = ("ddpm", "ddim", "edm", "dpm++ (2M, published)", "unipc (B2, published)", "dpm++", "unipc", "unipc3")
 
 
-def beside(name: str) -> ModuleType:
-    """A helper of the tests, one folder up."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-analytic = beside("analytic")
+analytic = beside("tests/truth/analytic")
 
 
 @dataclass(frozen=True)

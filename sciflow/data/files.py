@@ -45,7 +45,7 @@ def write_file(group: zarr.Group, key: str, pieces: Iterable[bytes]) -> None:
         sync(place.set(cpu.Buffer.from_bytes(b"".join(pieces))))
         return
     file = Path(place.store.root, place.path)
-    unfinished = file.with_name(f"{file.name}.partial")
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two processes may write the same
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with unfinished.open("wb") as stream:

@@ -20,6 +20,7 @@ import argparse
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import sciflow as sf
+from sciflow import families
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TOYS = ("moons", "rings", "checkerboard", "pinwheel", "gaussians")
@@ -76,23 +78,25 @@ def tables(names: list[str], seeds: int) -> None:
                 tell(f"{name}: not at hand, left out")
                 continue
             train, test = rows
-            bins = {"num_bins": 16} if train.shape[1] == 2 else {}
-            models = {
-                "Diffusion": sf.diffusion.Diffusion(train.shape[1:], seed=seed),
-                "NSF": sf.flows.NSF(train.shape[1:], seed=seed, **bins),
-            }
-            results = {"other half of the data": (train[: len(test)], 0, 0.0, 0.0)}
-            for kind, model in models.items():
-                fit = sf.fit(model, train, seed=seed)
-                began = time.perf_counter()
-                draws = model.sample(len(test), seed=seed).double().numpy()
-                results[kind] = draws, fit.steps, fit.seconds, time.perf_counter() - began
-            results["azula, as many steps"] = azula(train, len(test), results["Diffusion"][1], seed)
-            for kind, (draws, steps, fitted, drawn) in results.items():
+            for kind, draws, steps, fitted, drawn in drawn_by(train, len(test), seed):
                 accuracies = [f"{two_sample(test, draws, seed, trees):.3f}" for trees in (False, True)]
                 table.add_row(name, str(seed), kind, *accuracies, f"{steps:,}", f"{fitted:.0f}", f"{drawn:.1f}")
-                tell(f"{name}, seed {seed}, {kind}: {accuracies}")
+                tell(f"{name}, seed {seed}, {kind}: {accuracies} after {steps:,} steps")
     Console(width=120).print(table)
+
+
+def drawn_by(train: np.ndarray, num_draws: int, seed: int) -> Iterator[tuple[str, np.ndarray, int, float, float]]:
+    """Who, its draws, its steps of training, and the seconds that these and the draws took."""
+    yield "other rows of the data", train[:num_draws], 0, 0.0, 0.0
+    steps = {}
+    for family, sizes in {"Diffusion": {}, "NSF": {"num_bins": 16} if train.shape[1] == 2 else {}}.items():
+        model = families.build({"name": family.lower(), "seed": seed, **sizes}, train.shape[1:])
+        fit = sf.fit(model, train, seed=seed)
+        steps[family] = fit.steps
+        began = time.perf_counter()
+        draws = model.sample(num_draws, seed=seed).double().numpy()
+        yield family, draws, fit.steps, fit.seconds, time.perf_counter() - began
+    yield "azula, as many steps", *azula(train, num_draws, steps["Diffusion"], seed)
 
 
 def two_sample(ours: np.ndarray, theirs: np.ndarray, seed: int, trees: bool = False) -> float:
@@ -160,7 +164,7 @@ class _Perceptron(nn.Module):
         self.last = nn.Linear(width, num_features)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        angles = t[:, None] * torch.exp(torch.linspace(math.log(0.25), math.log(16), 32))
+        angles = t.reshape(-1, 1) * torch.exp(torch.linspace(math.log(0.25), math.log(16), 32))
         embedded = self.time(torch.cat((angles.sin(), angles.cos()), -1))
         h = self.first(x)
         for layer in self.layers:

@@ -60,6 +60,13 @@ class Arguments:
         self.values[name] = float(value)
         return float(value)
 
+    def number(self, name: str, value: Any, least: float, most: float) -> float:
+        """A number within bounds."""
+        valid = _is_number(value) and least <= value <= most
+        self.require(name, value, valid, f"a number from {least:,} to {most:,}")
+        self.values[name] = float(value)
+        return float(value)
+
     def fraction(self, name: str, value: Any) -> float:
         """A number from 0 to below 1."""
         self.require(name, value, _is_number(value) and 0 <= value < 1, "at least 0 and below 1")
@@ -79,14 +86,20 @@ class Arguments:
         self.values[name] = value
         return str(value)
 
-    def widths(self, name: str, value: Any) -> tuple[int, ...]:
-        """Widths of hidden layers; one number stands for one layer."""
-        value = _unpacked(value)
-        widths = tuple(value) if isinstance(value, Iterable) else (value,)
-        valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= MOST_FEATURES for width in widths)
-        self.require(name, value, valid, f"whole widths of 1 to {MOST_FEATURES:,}")
-        self.values[name] = [operator.index(width) for width in widths]
+    def wholes(self, name: str, value: Any, least: int, most: int) -> tuple[int, ...]:
+        """Whole numbers; one stands for a list of it alone."""
+        numbers = _several(value)
+        valid = all(_is_whole(number) and least <= number <= most for number in numbers)
+        self.require(name, value, valid, f"whole numbers of {least:,} to {most:,}")
+        self.values[name] = [operator.index(number) for number in numbers]
         return tuple(self.values[name])
+
+    def widths(self, name: str, value: Any, most: int = MOST_FEATURES) -> tuple[int, ...]:
+        """Widths of hidden layers; one number stands for one layer."""
+        widths = _several(value)
+        valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= most for width in widths)
+        self.require(name, value, valid, f"whole widths of 1 to {most:,}")
+        return self.wholes(name, widths, 1, most)
 
     def periods(self, name: str, value: Any, num_features: int) -> dict[int, float]:
         """Periods by place in the flattened event; a list of places stands for periods of 2 pi."""
@@ -116,8 +129,7 @@ class Arguments:
     def shape(self, name: str, value: Any) -> torch.Size:
         """A shape; it is recorded by the density itself."""
         value = _unpacked(value)
-        sizes = tuple(value) if isinstance(value, Iterable) else (value,)
-        self.require(name, value, all(map(_is_whole, sizes)), "whole numbers")
+        self.require(name, value, all(map(_is_whole, _several(value))), "whole numbers")
         return checked_shape(value, name)
 
     def require(self, name: str, value: object, valid: bool, expected: str) -> None:
@@ -204,6 +216,12 @@ def seeded(seed: int | None) -> Iterator[None]:
 def _unpacked(value: Any) -> Any:
     """Arrays, tensors and numbers of theirs, as lists and numbers of Python's."""
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """One value, or those that it is made of."""
+    value = _unpacked(value)
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 def _is_whole(value: Any) -> bool:

@@ -47,7 +47,9 @@ def numbers(values: Any, what: str = "events", columns: Sequence[str] | None = N
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DataError(f"{what} are made of numbers, in an array: {first_line(error)}") from None
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{what} are made of real numbers; got an array of {array.dtype}")
+        names = array.dtype.kind in "OUST"
+        hint = "; number what are names, such as by np.unique(..., return_inverse=True)" if names else ""
+        raise DataError(f"{what} are made of real numbers; got an array of {array.dtype}{hint}")
     return array
 
 

@@ -315,7 +315,7 @@ def sample(
     """Draw events from a trained density, in data units, as a Zarr store; one Ray task a block of draws.
 
     What was interrupted goes on with the same command. The same seed gives the same draws on any number of workers, as
-    long as --block-rows is the same, and GPU or not. Draws that make up one block are drawn in this process.
+    long as --block-rows and --gpu are the same. Draws that make up one block are drawn in this process.
 
         sciflow sample runs/era5-daily-cycle --n 1000000 --out samples.zarr
 

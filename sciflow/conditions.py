@@ -74,8 +74,9 @@ class Conditions:
 
         Args:
             given: A mapping, an ``xarray.Dataset`` or a table that has all of them by name, each
-                ``[*batch, *its shape]``; or one array of them packed, ``[*batch, *shape]``; or, where there is only
-                one, that one. Numbers ``[..., 1]`` for one label are taken as packed.
+                ``[*batch, *its shape]``, or None where it is not given; or one array of them packed,
+                ``[*batch, *shape]``; or, where there is only one, that one. Numbers ``[..., 1]`` for one label are
+                taken as packed.
             columns: Names of the columns of a table, where they are known.
             what: What to call them in messages.
             dtype: Of the tensor.
@@ -98,7 +99,13 @@ class Conditions:
         self.contexts.require_names(named, what)
         tables = columns if isinstance(columns, Mapping) else {}
         tensors = {
-            name: as_tensor(value, f"{what} {name!r}", tables.get(name), dtype=dtype, device=device)
+            name: as_tensor(
+                torch.full(self.contexts[name].shape, torch.nan) if value is None else value,
+                f"{what} {name!r}",
+                tables.get(name),
+                dtype=dtype,
+                device=device,
+            )
             for name, value in named.items()
         }
         packed = self.contexts.pack(tensors, what)
@@ -110,8 +117,20 @@ class Conditions:
         Raises:
             DataError: Names the context and the first of them.
         """
-        num_batch_dims = packed.ndim - len(self.shape)
-        self.contexts.require_allowed(packed.reshape(*packed.shape[:num_batch_dims], self.contexts.size), what)
+        self.contexts.require_allowed(self._side_by_side(packed), what)
+
+    def require_no_infinity(self, packed: Tensor, what: str = "context") -> None:
+        """Refuse infinite numbers in ``[*batch, *shape]``, of which nothing is to be drawn.
+
+        Raises:
+            DataError: Names the context.
+
+        Example:
+            >>> Conditions.of((2,)).require_no_infinity(torch.tensor([[1.0, torch.inf]]))
+            Traceback (most recent call last):
+            sciflow.errors.DataError: context 'context': a number is infinite, or beyond the density's dtype: give ...
+        """
+        self.contexts.require_no_infinity(self._side_by_side(packed), what)
 
     def columns(self, given: Any) -> Columns:
         """Names by which columns of later tables are to be found; None where ``given`` has none that matter.
@@ -136,6 +155,11 @@ class Conditions:
         if known or not self.declared or not have.keys() >= self.contexts.keys():
             return None
         return {name: _column(given[have[name]], name, part) for name, part in self.contexts.items()}
+
+    def _side_by_side(self, packed: Tensor) -> Tensor:
+        """Contexts ``[*batch, *shape]`` as ``[*batch, size]``."""
+        num_batch_dims = packed.ndim - len(self.shape)
+        return packed.reshape(*packed.shape[:num_batch_dims], self.contexts.size)
 
     def _packed(self, values: Tensor, what: str) -> Tensor:
         """Contexts ``[*batch, *shape]`` of those, or of such as have the one context's own shape."""

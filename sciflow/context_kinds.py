@@ -15,7 +15,8 @@ from sciflow.errors import ConfigError, DataError
 
 __all__ = ["Context", "Field", "Label", "Tokens", "Vector"]
 
-_MOST = 1 << 24  # whole numbers up to this are exact in float32, in which a mix is packed
+# Classes or words, for each of which networks learn a vector; such numbers are exact in float32, too.
+_MOST = 1 << 20
 _MOST_SIZE = 1 << 30
 
 
@@ -138,8 +139,9 @@ class Tokens(Context):
     """A sequence: words of a text by their numbers in a vocabulary, or vectors that the user brings.
 
     Args:
-        length: Most tokens; shorter sequences are filled up with -1, or with vectors of NaN. A sequence of nothing but
-            NaN is not given; one of nothing but -1 is empty.
+        length: Most tokens; shorter sequences are filled up with -1 (or NaN), or with vectors of NaN. Between tokens,
+            too, such a place holds none: it is left out, and the others keep theirs. A sequence of nothing but NaN is
+            not given; one of nothing but -1 is empty.
         vocabulary: Number of different tokens, where they are numbers from 0 to ``vocabulary - 1``, whose vectors are
             learned.
         features: Length of a vector, where they are vectors. Exactly one of both is given.

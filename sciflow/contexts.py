@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sciflow.context_kinds import Context, Field, Label, Tokens, Vector
-from sciflow.errors import ConfigError, ShapeError, nearest
+from sciflow.errors import ConfigError, DataError, ShapeError, nearest
 
 __all__ = ["Context", "ContextShape", "Contexts", "Field", "Label", "Tokens", "Vector"]
 
@@ -125,6 +125,19 @@ class Contexts(Mapping[str, Context]):
         for name, values in self.unpack(packed).items():
             self._parts[name].require_allowed(f"{what} {name!r}", values)
 
+    def require_no_infinity(self, packed: Tensor, what: str = "context") -> None:
+        """Refuse infinite numbers: networks would draw as if they were not given, which NaN alone says.
+
+        Raises:
+            DataError: Names the context.
+        """
+        for name, values in self.unpack(packed).items():
+            if torch.isinf(values).any():
+                raise DataError(
+                    f"{what} {name!r}: a number is infinite, or beyond the density's dtype: give finite ones, or NaN "
+                    "for what is not given"
+                )
+
     def require_names(self, names: Iterable[str], what: str = "context") -> None:
         """Refuse names of other contexts, or of too few.
 
@@ -158,23 +171,29 @@ _KINDS: dict[str, Callable[..., Context]] = {"label": Label, "vector": Vector, "
 
 
 def _context(name: str, part: Any) -> Context:
+    try:
+        return _kind(part)
+    except ConfigError as error:
+        raise ConfigError(f"context_shape: {name}: {error}") from None
+
+
+def _kind(part: Any) -> Context:
     if isinstance(part, Context):
         return part
     if isinstance(part, Mapping) and len(part) == 1:
         kind, arguments = next(iter(part.items()))
         if kind not in _KINDS:
-            raise ConfigError(f"context_shape: {name}: unknown {kind!r}; {nearest(str(kind), _KINDS)}")
+            raise ConfigError(f"unknown {kind!r:.80}; {nearest(str(kind), _KINDS)}")
         try:
             return _KINDS[kind](**arguments) if isinstance(arguments, Mapping) else _KINDS[kind](arguments)
         except TypeError:
-            raise ConfigError(f"context_shape: {name}: {kind} does not take {arguments!r:.100}") from None
-        except ConfigError as error:
-            raise ConfigError(f"context_shape: {name}: {error}") from None
-    if isinstance(part, Sequence) and not isinstance(part, str):
-        return Vector(*part) if len(part) == 1 else Field(part)
+            raise ConfigError(f"{kind} does not take {arguments!r:.100}") from None
+    sizes = part.tolist() if hasattr(part, "tolist") else part
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
+        return Vector(*sizes) if len(sizes) == 1 else Field(sizes)
     raise ConfigError(
-        f"context_shape: {name}: a context or a shape expected, such as Label(4) or (5,), which are {{label: 4}} and "
-        f"[5] in a file; got {part!r:.100}"
+        f"a context or a shape expected, such as Label(4) or (5,), which are {{label: 4}} and [5] in a file; "
+        f"got {part!r:.100}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from sciflow.contexts import Contexts, ContextShape
 from sciflow.degenerate import blur
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.likelihood import Likelihood, Status, concatenated, importance_weighted
+from sciflow.modes import in_evaluation_mode
 from sciflow.shapes import checked_draws, checked_shape
 
 __all__ = ["MOST_SEED", "Density", "Likelihood", "Status", "checked_shape"]
@@ -151,16 +153,18 @@ class Density(nn.Module, ABC):
             **options: Of the family's sampler.
 
         Returns:
-            ``[n, *context_batch, *event_shape]``, without gradient.
+            ``[n, *context_batch, *event_shape]``, without gradient. Draws that are not finite are warned of.
         """
         shape = checked_draws(n)
         c = self._context(context)
+        if c is not None and self.conditions is not None:
+            self.conditions.require_no_infinity(c)
         context_batch = () if c is None else c.shape[: c.ndim - len(self.context_shape or ())]
         batch = (*shape, *context_batch)
         if math.prod(batch) * self.event_shape.numel() > _MOST_VALUES:
             raise ShapeError(f"cannot draw {n!r:.80} events at once: no memory holds so many; draw them part by part")
         generator = self._generator(seed)
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation_mode(self):
             if c is not None:
                 # Normalised once for all draws of a context.
                 c = self._normalise_context(c.reshape(math.prod(context_batch), *c.shape[len(context_batch) :]))
@@ -169,6 +173,7 @@ class Density(nn.Module, ABC):
                 c = c.reshape(*context_batch, *one).expand(*batch, *one).reshape(math.prod(batch), *one)
             y = self._sample(math.prod(batch), c, generator, **options)
             x, _ = self.preprocess.inverse(y)  # type: ignore[operator]
+        _warn_of_what_is_not_finite(x, math.prod(batch), self.event_shape.numel())
         # A family may return what it passed on the way, too, in dimensions that lead.
         return x.reshape(*y.shape[: y.ndim - len(self.event_shape) - 1], *batch, *self.event_shape)
 
@@ -437,6 +442,19 @@ def _checked_draws(num_draws: Any) -> int:
     if not isinstance(num_draws, int) or isinstance(num_draws, bool) or not 4 <= num_draws <= _MOST_DRAWS:
         raise ConfigError(f"num_draws must be 4 to {_MOST_DRAWS:,}; got {num_draws!r}")
     return num_draws
+
+
+def _warn_of_what_is_not_finite(x: Tensor, num_draws: int, num_elements: int) -> None:
+    if num_draws == 0 or torch.compiler.is_compiling():
+        return
+    finite = torch.isfinite(x).reshape(-1, num_draws, num_elements)
+    bad = int((~finite.all(-1).all(0)).sum())
+    if bad:
+        warnings.warn(
+            f"{bad:,} of {num_draws:,} draws are not finite: look at the context and at the sampler's settings, or "
+            "train again with a lower learning_rate",
+            stacklevel=3,
+        )
 
 
 def _rows_finite(x: Tensor, num_event_dims: int) -> Tensor:

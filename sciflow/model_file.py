@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 
-__all__ = ["load", "save", "weights_hash"]
+__all__ = ["family_of", "load", "save", "weights_hash"]
 
 _FORMAT = "sciflow-model"
 _VERSION = 1
@@ -130,6 +130,7 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         density.load_state_dict(safetensors.torch.load(weights))
     except (
         SciflowError,
+        ArithmeticError,
         TypeError,
         AttributeError,
         ValueError,
@@ -146,6 +147,19 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
         return density.to(torch.device(device)).eval()
     except (AssertionError, TypeError, RuntimeError) as error:
         raise ConfigError(f"device {device!r}: {first_line(error)}; give one that is here, such as 'cpu'") from None
+
+
+def family_of(path: str | Path) -> str:
+    """Return the name of the family that a folder holds a density of.
+
+    Args:
+        path: As :func:`load` takes it.
+
+    Raises:
+        ConfigError: What is given is no path.
+        ModelFileError: The description is missing or damaged.
+    """
+    return str(_description(_model_folder(_as_path(path)))["family"])
 
 
 def weights_hash(density: Density) -> str:

@@ -29,6 +29,7 @@ from sciflow.bijections import (
     OnFirstChannels,
     Permutation,
     Pointwise,
+    Rescale,
     Residual,
     Scale,
     Shift,
@@ -97,6 +98,7 @@ BIJECTIONS = [
         [LULinear(torch.tensor([1, 2, 0])), Coupling(3, Spline(), MLP, num_context=2), Permutation(torch.arange(3))]
     ),
     Standardize((3,)).fit(20 * AMOUNTS + 280),
+    Rescale((3,)).fit(20 * AMOUNTS + 280),
     NormalScores((3,), num_knots=9).fit(20 * AMOUNTS + 280),
     NormalScores((3,), uneven_only=True).fit(20 * AMOUNTS + 280),
     EachContext(Contexts({"a": (2,), "b": (1, 2), "c": Tokens(2, features=1)})).fit(AMOUNTS.repeat(1, 2)),

@@ -81,7 +81,9 @@ def some(**changes: Any) -> dict[str, Any]:
 class TestKinds:
     def test_what_they_are_made_of_is_checked(self) -> None:
         for wrong, message in (
-            (lambda: Label(1), "num_classes must be a whole number from 2 to 16,777,216; got 1"),
+            (lambda: Label(1), "num_classes must be a whole number from 2 to 1,048,576; got 1"),
+            (lambda: Label(1 << 24), "num_classes must be a whole number from 2 to 1,048,576; got 16777216"),
+            (lambda: Tokens(3, vocabulary=1 << 24), "vocabulary must be a whole number from 1 to 1,048,576"),
             (lambda: Label(2.5), "num_classes must be a whole number"),
             (lambda: Vector(True), "size must be a whole number"),
             (lambda: Field((8,)), "sizes must be those of channels and one grid dimension or more"),
@@ -92,6 +94,9 @@ class TestKinds:
             (lambda: Contexts({3: Label(4)}), "have names that are texts; got 3"),
             (lambda: Contexts({"season": {"lable": 4}}), "season: unknown 'lable'; did you mean label"),
             (lambda: Contexts({"season": {"label": {"classes": 4}}}), "season: label does not take"),
+            (lambda: Contexts({"season": [Label(4)]}), "^context_shape: season: Vector: size must be a whole number"),
+            (lambda: Contexts({"season": ()}), "^context_shape: season: Field: sizes must be those"),
+            (lambda: Contexts({"season": np.array(4)}), "^context_shape: season: a context or a shape expected"),
             (lambda: Contexts({"season": 4}), r"season: a context or a shape expected, .*\{label: 4\}.*; got 4"),
         ):
             with pytest.raises(ConfigError, match=message):
@@ -102,6 +107,10 @@ class TestKinds:
         specification = json.loads(json.dumps(Contexts(kinds).specification))
         assert dict(Contexts.of(specification)) == kinds
         assert Contexts.of(specification).specification == Contexts(kinds).specification == specification
+
+    def test_shapes_may_be_arrays(self) -> None:
+        contexts = Contexts({"place": np.array([2]), "coarse": torch.tensor([1, 2, 2]), "grid": torch.Size((1, 3))})
+        assert dict(contexts) == {"place": Vector(2), "coarse": Field((1, 2, 2)), "grid": Field((1, 3))}
 
     def test_what_is_packed_comes_back(self) -> None:
         contexts, values = Contexts(KINDS), {name: torch.as_tensor(value) for name, value in draw(6, 0).items()}
@@ -124,10 +133,11 @@ class TestKinds:
             (Label(4), [0, 3], [NAN], [4, -1, 1.5, torch.inf]),
             (Vector(2), [[0, 1e9]], [[NAN, 0], [0, torch.inf]], []),
             (Field((1, 2)), [[[1, 2]]], [[[1, NAN]]], []),
-            (Tokens(2, vocabulary=5), [[0, 4], [4, -1], [NAN, 1], [-1, -1]], [[NAN, NAN]], [[0, 5], [1.5, 0], [-2, 0]]),
+            (Tokens(2, vocabulary=5), [[0, 4], [4, -1], [NAN, 1], [-1] * 2], [[NAN] * 2], [[0, 5], [1.5, 0], [-2, 0]]),
+            (Tokens(3, vocabulary=5), [[4, -1, 0], [4, NAN, 0]], [[NAN] * 3], [[4, -1, 5]]),
             (Tokens(2, features=2), [[[0, 1], [NAN, NAN]]], [[[NAN] * 2] * 2, [[0, 1], [NAN, 2]]], []),
         ],
-        ids=["label", "vector", "field", "words", "vectors"],
+        ids=["label", "vector", "field", "words", "words with a hole", "vectors"],
     )
     def test_missing_is_one_thing_and_outside_another(
         self, kind: Context, known: list[Any], missing: list[Any], outside: list[Any]
@@ -142,6 +152,17 @@ class TestKinds:
         for value in outside:
             with pytest.raises(DataError, match=r"context 'it': there is no (class|token)"):
                 contexts.require_allowed(contexts.pack({"it": torch.tensor(value)}))
+
+    @pytest.mark.parametrize("shape", [KINDS, (2, 2), Vector(4)], ids=["mix", "field", "vector"])
+    def test_infinite_is_not_missing(self, shape: Any) -> None:
+        conditions = Conditions.of(shape)
+        packed = torch.full((3, *conditions.shape), torch.nan)
+        conditions.require_no_infinity(packed)
+        packed[1].flatten()[2] = -torch.inf
+        with pytest.raises(
+            DataError, match=r"context '(place|context)': a number is infinite, or beyond the density's"
+        ):
+            conditions.require_no_infinity(packed)
 
 
 class TestPreprocessing:
@@ -381,7 +402,7 @@ class TestWhatIsRefused:
 
     def test_more_classes_than_any_network_reads(self) -> None:
         with pytest.raises(ConfigError, match="NSF: context_shape must be such that networks read 1,048,576 numbers"):
-            small(Label(1 << 21))
+            small({"one": Label(1 << 20), "other": Label(1 << 20)})
 
 
 class TestFit:

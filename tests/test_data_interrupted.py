@@ -95,7 +95,7 @@ class TestKilled:
         (partial / "train" / "events" / "c" / "7" / "0" / "0.partial").write_bytes(b"half a shard")
         before = whole_shards(partial)
         assert 12 <= len(before) < 80
-        with pytest.raises(StoreError, match="half-written: run the same sciflow shard command again"):
+        with pytest.raises(StoreError, match="half-written: run the command that wrote it again"):
             sf.open_store(store)
         done = run(*options(source, store))
         assert (done.returncode, done.stderr) == (0, "")
@@ -262,7 +262,7 @@ class TestPlaces:
     def test_what_is_there_is_not_replaced_unasked(self, tmp_path):
         sf.shard(ROWS, tmp_path / "s.zarr", progress=False)
         before = contents(tmp_path / "s.zarr")
-        with pytest.raises(StoreError, match=r"already there; choose another name, or replace it with --overwrite"):
+        with pytest.raises(StoreError, match=r"already there; choose another name, or replace it by overwrite=True"):
             sf.shard(ROWS + 1, tmp_path / "s.zarr", progress=False)
         assert contents(tmp_path / "s.zarr") == before
 

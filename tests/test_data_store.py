@@ -251,9 +251,7 @@ class TestWhatIsNoStore:
 
     def test_half_written(self, tmp_path):
         (tmp_path / "a.zarr.partial").mkdir()
-        with pytest.raises(
-            StoreError, match=r"a\.zarr\.partial is half-written: run the same sciflow shard command again"
-        ):
+        with pytest.raises(StoreError, match=r"a\.zarr\.partial is half-written: run the command that wrote it again"):
             sf.open_store(tmp_path / "a.zarr")
 
     def test_a_file(self, tmp_path):

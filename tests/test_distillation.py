@@ -358,10 +358,13 @@ class TestWorkflow:
         with pytest.raises(ConfigError, match="teacher: no model at"):
             build({"name": "student", "teacher": str(tmp_path / "nowhere")}, (2,))
 
-    def test_a_flow_is_no_teacher(self, tmp_path) -> None:
-        sf.flows.NSF((2,), num_transforms=1).save(tmp_path / "flow")
-        with pytest.raises(ConfigError, match=r"teacher: .*unknown family 'nsf'"):
-            Student((2,), teacher=tmp_path / "flow")
+    @pytest.mark.parametrize("family", ["nsf", "student"])
+    def test_a_flow_is_no_teacher_nor_is_a_student(self, family: str, tmp_path) -> None:
+        density = sf.flows.NSF((2,), num_transforms=1) if family == "nsf" else Student(teacher=TEACHERS[0])
+        with pytest.raises(
+            ConfigError, match=f"teacher: .*holds a model of family '{family}'; a teacher must be a diff"
+        ):
+            Student((2,), teacher=density.save(tmp_path / "saved"))
 
     def test_the_description_names_the_teachers_weights(self, tmp_path) -> None:
         first = Student(teacher=randomised(TEACHERS[0]))
@@ -397,7 +400,7 @@ class TestBadInput:
             Student((2,), method=method)
 
     def test_without_anything_there_is_no_shape(self) -> None:
-        with pytest.raises(ConfigError, match="give event_shape, or a teacher"):
+        with pytest.raises(ConfigError, match="give a teacher, or event_shape"):
             Student(method="shortcut")
 
     def test_a_teacher_without_network_needs_one_for_the_student(self, tmp_path) -> None:
@@ -424,21 +427,52 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="context_dropout 0"):
             Student(teacher=teacher, guidance=2.0)
 
+    def test_what_was_never_left_out_must_be_given(self) -> None:
+        teacher = Diffusion((2,), context_shape={"side": Label(2), "height": Vector(1)}, context_dropout=0.0, **SMALL)
+        whole, holed = {"side": 1, "height": [0.5]}, {"side": [1, 0], "height": [[0.5], [math.nan]]}
+        student = Student(teacher=teacher)
+        assert student.sample(3, whole).shape == (3, 2)
+        with pytest.raises(ConfigError, match="context: this student was trained with context_dropout 0"):
+            student.sample(3, holed)
+        assert Student(teacher=teacher, context_dropout=0.1).sample(3, holed).shape == (3, 2, 2)
+
+    def test_a_network_that_knows_of_one_level_is_told_of_two(self) -> None:
+        student = Student(teacher=TEACHERS[0], network=OneLevel())
+        with pytest.raises(ShapeError, match=r"network: OneLevel.* fails where x is \[3, 2\], level \[3, 2\]"):
+            student.sample(3)
+
     def test_events_of_another_shape(self) -> None:
         with pytest.raises(ShapeError):
             Student(teacher=TEACHERS[0]).loss(torch.zeros(4, 3))
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, int])
+def test_numbers_of_numpy_are_numbers(number: type, tmp_path) -> None:
+    student = Student(teacher=TEACHERS[0], guidance=number(2), context_dropout=number(0), num_steps=np.int64(1))
+    assert student.arguments["guidance"] == 2
+    assert load(student.save(tmp_path / "student")).arguments == student.arguments
+
+
+@pytest.mark.parametrize("seed", [np.int64(1), torch.tensor(1)])
+def test_seeds_of_numpy_and_torch_are_seeds(seed: Any) -> None:
+    weights, same = (Student((2,), seed=one, network="mlp").state_dict() for one in (1, seed))
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+class OneLevel(nn.Module):
+    """A network as anybody writes it: of the level of every row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.linear(torch.cat((x, level[:, None]), -1))
+
+
 def test_a_network_of_ones_own_is_told_of_one_level(tmp_path) -> None:
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor, level: Tensor, context: Tensor | None = None) -> Tensor:
-            return self.linear(torch.cat((x, level[:, None]), -1))
-
-    teacher = Diffusion((2,), network=Own())
+    teacher = Diffusion((2,), network=OneLevel())
+    assert teacher.sample(3, num_steps=2).shape == (3, 2)
     with pytest.raises(ConfigError, match="knows of one noise level"):
         Student(teacher=teacher, method="shortcut")
     student = Student(teacher=teacher, method="consistency")

@@ -56,6 +56,19 @@ def noisy(schedule: str, prior=PRIOR, least: float = 0.02, most: float = 9.0) ->
     return alpha[:, None] * x + sigma[:, None] * torch.randn(x.shape, generator=generator, dtype=torch.float64), t
 
 
+class SlopeOfNoSlope(torch.autograd.Function):
+    """The identity, whose derivative is known once."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
 def energy_distance(x: Tensor, y: Tensor) -> float:
     x, y = x.double(), y.double()
     return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
@@ -281,6 +294,39 @@ class TestObservation:
             Observation(linear, VALUE, 0.1, prior=Observation(linear, VALUE, 0.1))
 
     @pytest.mark.parametrize(
+        "operator",
+        [lambda x: linear(x).double(), lambda x: linear(x.clone().mul_(2)).div_(2), lambda x: linear(x.mul_(2)) / 2],
+        ids=["double", "in place", "in place of what it is given"],
+    )
+    def test_operators_may_answer_in_another_dtype_and_work_in_place(self, operator: Callable[[Tensor], Tensor]):
+        model = Diffusion((4,), preprocess="none", **SMALL)
+        found, expected = (
+            model.sample(5, seed=0, num_steps=4, guidance=Observation(one, VALUE, STD)) for one in (operator, linear)
+        )
+        torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("value", [1e3, 1e15])
+    @pytest.mark.parametrize("std", [1e-15, 1e-6, 1.0])
+    def test_arithmetic_holds_far_out(self, value: float, std: float):
+        model = Diffusion((4,), preprocess="none", **SMALL)
+        drawn = model.sample(3, seed=0, num_steps=4, guidance=Observation(lambda x: x[:, :1], [value * std], std))
+        assert drawn.isfinite().all()
+
+    @pytest.mark.parametrize(
+        "beyond",
+        [
+            Observation(linear, VALUE, 1e-30),
+            Observation(linear, [1e30, 0, 0], 1.0),
+            Observation(lambda x: x[:, :1].mul(0).sqrt(), [1.0], 1.0),
+            Inpainting([1e30, math.nan, 0.0, 0.0]),
+        ],
+        ids=["std", "value", "slope", "known value"],
+    )
+    def test_refuses_what_numbers_do_not_hold(self, beyond):
+        with pytest.raises(DataError, match="what was observed cannot be reckoned with"):
+            Diffusion((4,), **SMALL).sample(2, num_steps=3, guidance=beyond)
+
+    @pytest.mark.parametrize(
         ("operator", "error", "message"),
         [
             (lambda x: x, ShapeError, r"an observation of shape \[4\]; value is of shape \[3\]"),
@@ -288,6 +334,15 @@ class TestObservation:
             (lambda x: x.tolist(), ShapeError, "must keep the rows of events"),
             (lambda x: linear(x).detach(), ConfigError, "slopes are known"),
             (lambda x: linear(x).round(), ConfigError, "slope 0 everywhere"),
+            (
+                lambda x: torch.ones(len(x), 3, requires_grad=True),
+                ConfigError,
+                "the operator must be made of what it is",
+            ),
+            (lambda x: SlopeOfNoSlope.apply(linear(x)), ConfigError, "the operator's slope must be made of what it is"),
+            (lambda x: linear(x) + 1j, DataError, "what the operator gives are made of real numbers"),
+            (lambda x: linear(x).sqrt(), DataError, r"gives NaN or infinity for an event .* draws, \["),
+            (lambda x: linear(x) * torch.nan, DataError, "gives NaN or infinity for an event"),
         ],
     )
     def test_refuses_an_operator_that_does_not_fit(self, operator: Callable[..., Tensor], error: type, message: str):
@@ -299,9 +354,11 @@ class TestObservation:
             made(PRIOR).sample(5, guidance=Observation(linear, torch.stack([VALUE, VALUE]), 0.1))
 
     def test_refuses_a_denoiser_without_a_slope(self):
-        model = Diffusion.from_denoiser(lambda x, t: x.detach() / 2, (4,), "edm").double()
-        with pytest.raises(ConfigError, match="the denoiser must be made of"):
-            model.sample(2, guidance=Observation(linear, VALUE, 0.1))
+        weight = torch.ones(1, requires_grad=True)
+        for denoise in (lambda x, t: x.detach() / 2, lambda x, t: weight.expand(x.shape)):
+            model = Diffusion.from_denoiser(denoise, (4,), "edm").double()
+            with pytest.raises(ConfigError, match="the denoiser must be made of"):
+                model.sample(2, guidance=Observation(linear, VALUE, 0.1))
 
 
 class TestInpainting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from analytic import Gaussian
@@ -13,7 +14,7 @@ import sciflow as sf
 from sciflow.diffusion import Autoguidance, ClassifierFree, ClassifierGuidance, Diffusion, Guidance
 from sciflow.diffusion import diffusion as diffusion_module
 from sciflow.diffusion import rows as rows_module
-from sciflow.errors import ConfigError, ShapeError
+from sciflow.errors import ConfigError, DataError, ShapeError
 
 guidance = diffusion_module.as_guidance
 
@@ -94,14 +95,32 @@ class TestClassifierGuidance:
         found = torch.autograd.functional.jacobian(lambda x: denoise(x, t), x)
         torch.testing.assert_close(found, torch.autograd.functional.jacobian(lambda x: truth.denoise(x, t, known), x))
 
+    def test_may_work_in_place(self):
+        x, t = noisy("edm")
+        before = x.clone(), t.clone()
+        log_prob = classifier("edm").log_prob
+
+        def in_place(x: Tensor, t: Tensor) -> Tensor:
+            found = log_prob(x.mul_(2).div_(2), t)
+            t.zero_()
+            return found
+
+        found = ClassifierGuidance(in_place).guided(made(PRIOR), None)(x, t)
+        torch.testing.assert_close(found, classifier("edm").guided(made(PRIOR), None)(x, t))
+        torch.testing.assert_close((x, t), before, rtol=0, atol=0)
+
     def test_refuses_what_is_no_classifier(self):
-        model = made(PRIOR)
+        model, weight = made(PRIOR), torch.ones(1, requires_grad=True)
         with pytest.raises(ConfigError, match="log_prob must be a function"):
             ClassifierGuidance("cats")
         with pytest.raises(ShapeError, match=r"nats of shape \[4\]; got \[4, 3\]"):
             model.sample(4, guidance=ClassifierGuidance(lambda x, t: x))
         with pytest.raises(ConfigError, match="slopes are known"):
             model.sample(4, guidance=ClassifierGuidance(lambda x, t: x.detach().sum(1)))
+        with pytest.raises(ConfigError, match="log_prob must be made of what it is given"):
+            model.sample(4, guidance=ClassifierGuidance(lambda x, t: weight.expand(len(x))))
+        with pytest.raises(DataError, match="has a slope that is NaN or infinite"):
+            model.sample(4, guidance=ClassifierGuidance(lambda x, t: x.sum(1).sqrt()))
 
 
 class TestClassifierFree:
@@ -184,6 +203,11 @@ class TestAutoguidance:
             with pytest.raises(ConfigError, match="fitted on the same data"):
                 model.sample(1, num_steps=2, guidance=Autoguidance(weaker))
 
+    def test_refuses_another_dtype(self):
+        model, weaker = (Diffusion((3,), network={"mlp": {"hidden_features": (8,)}}, seed=0) for _ in range(2))
+        with pytest.raises(ConfigError, match=r"is of torch\.float64 on cpu, this one of torch\.float32 on cpu"):
+            model.sample(1, num_steps=2, guidance=Autoguidance(weaker.double()))
+
     def test_refuses_contexts_in_other_units(self):
         small = {"network": {"mlp": {"hidden_features": (8,)}}, "seed": 0}
         model, weaker = (Diffusion((3,), (1,), **small) for _ in range(2))
@@ -196,7 +220,8 @@ class TestAutoguidance:
 
 class TestGuidance:
     def test_is_a_number_or_an_object(self):
-        assert repr(guidance(2)) == "ClassifierFree(scale=2.0)"
+        for number in (2, np.float32(2), np.int64(2)):
+            assert repr(guidance(number)) == repr(ClassifierFree(number)) == "ClassifierFree(scale=2.0)"
         assert guidance(ClassifierFree(0.5)).scale == 0.5
         for wrong in (None, "strong", True, [2.0]):
             with pytest.raises(ConfigError, match="a number such as 2"):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sciflow import model_file
+from sciflow.diffusion import Diffusion
 from sciflow.errors import ConfigError, ModelFileError
 from sciflow.families import load
 from sciflow.flows import NSF
@@ -144,6 +146,21 @@ class TestDamage:
         with pytest.raises(ModelFileError, match=message):
             load(folder)
 
+    def test_a_description_of_a_network_that_cannot_be(self, tmp_path: Path) -> None:
+        folder = Diffusion((2,), network={"transformer": {"hidden_features": (8,)}}).save(tmp_path / "model")
+        edit(folder, arguments={"event_shape": [2], "network": {"transformer": {"num_heads": 0}}})
+        with pytest.raises(ModelFileError, match="do not make a diffusion: network: transformer: num_heads must be"):
+            load(folder)
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError, OverflowError, TypeError, KeyError])
+    def test_a_description_that_cannot_be_built(self, folder: Path, error: type[Exception]) -> None:
+        class Fails(NSF):
+            def __init__(self, **arguments: object) -> None:
+                raise error
+
+        with pytest.raises(ModelFileError, match=f"do not make a nsf: {error.__name__}"):
+            model_file.load(folder, {"nsf": Fails})
+
     @pytest.mark.parametrize("name", ["version", "family", "arguments", "dtype", "layout", "provenance", "weights"])
     def test_a_description_that_leaves_something_out(self, folder: Path, name: str) -> None:
         edit(folder, leave_out=name)
@@ -174,6 +191,17 @@ class TestDamage:
         edit(folder, sealed=False, **changes)
         with pytest.raises(ModelFileError, match="damaged, or was edited"):
             load(folder)
+
+
+class TestFamilyOf:
+    def test_tells_what_a_folder_holds(self, folder: Path) -> None:
+        assert [model_file.family_of(path) for path in (folder, folder.parent)] == ["nsf", "nsf"]
+
+    def test_refuses_what_cannot_be_loaded_either(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelFileError, match="no such folder"):
+            model_file.family_of(tmp_path / "nowhere")
+        with pytest.raises(ConfigError, match="is no path"):
+            model_file.family_of(None)
 
 
 class TestPlaces:

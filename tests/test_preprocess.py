@@ -16,6 +16,7 @@ from sciflow.bijections import (
     Logit,
     NormalScores,
     Preprocessor,
+    Rescale,
     Standardize,
     VariationalDequantize,
     preprocessing,
@@ -23,7 +24,7 @@ from sciflow.bijections import (
 from sciflow.errors import ConfigError, DataError
 from sciflow.flows import NSF
 
-KINDS = [Standardize, Log1p, Logit, Dequantize, VariationalDequantize, NormalScores]
+KINDS = [Standardize, Rescale, Log1p, Logit, Dequantize, VariationalDequantize, NormalScores]
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ class TestGivenConstants:
         assert set(module.double().get_buffer(name).tolist()) == {0.25}
 
 
-@pytest.mark.parametrize("kind", [Standardize, NormalScores])
+@pytest.mark.parametrize("kind", [Standardize, Rescale, NormalScores])
 class TestScales:
     @pytest.mark.parametrize(
         ("scale", "dtype"),
@@ -118,6 +119,9 @@ class TestScales:
         torch.testing.assert_close(z.double(), expected, atol=1e-4, rtol=0)
         torch.testing.assert_close(scaled_log_det.double(), log_det - math.log(scale), atol=1e-2, rtol=0)
 
+
+@pytest.mark.parametrize("kind", [Standardize, NormalScores])
+class TestDigits:
     @pytest.mark.parametrize(
         ("scale", "dtype", "remedy"),
         [

@@ -27,6 +27,7 @@ from sciflow.inspection import describe
 from sciflow.model_file import weights_hash
 from sciflow.scoring.distributed import sample_on_ray
 from sciflow.scoring.drawing import Drawing
+from sciflow.scoring.fingerprint import fingerprint
 from sciflow.scoring.samples import samples_as_dataset, write_samples
 
 COMMAND = [sys.executable, "-m", "sciflow.cli", "sample"]
@@ -152,6 +153,12 @@ class TestDraws:
         first, second = (opened(write_samples(density, 50, tmp_path / f"{s}.zarr", seed=s)) for s in (0, 1))
         assert not np.intersect1d(first.t2m, second.t2m).size
 
+    def test_do_not_depend_on_the_mode_of_the_density_which_keeps_it(self, tmp_path):
+        density = spied().train()
+        drawn = write_samples(density, 5, tmp_path / "train.zarr")
+        assert density.training
+        assert contents(drawn) == contents(write_samples(density.eval(), 5, tmp_path / "eval.zarr"))
+
     def test_depend_on_nothing_but_the_seed(self, density, tmp_path):
         torch.manual_seed(1)
         first = write_samples(density, 50, tmp_path / "first.zarr")
@@ -182,9 +189,9 @@ class TestBlocks:
         density = sf.flows.NSF((2,), num_transforms=1, hidden_features=(8,))
         density.event_shape = torch.Size(event_shape)
         density.sample = lambda n, *_, **__: torch.zeros(n, *event_shape)
-        job = Drawing.of(density, 10**9, "out.zarr")
+        job = Drawing.of(density, 10**6, "out.zarr")
         assert (job.block_rows, job.chunk_rows) == (rows, chunk_rows)
-        assert len(job) == -(-(10**9) // rows)
+        assert len(job) == -(-(10**6) // rows)
 
     @pytest.mark.parametrize(("n", "most"), [(10, 4), (10, 10), (10, 11), (1, 5), (500_000, 300_007), (300_007, 10**9)])
     def test_have_no_more_draws_than_was_said(self, n, most):
@@ -192,6 +199,12 @@ class TestBlocks:
         assert min(n, job.block_rows) <= most
         assert job.block_rows % job.chunk_rows == 0
         assert len(job) == -(-n // min(n, most))
+
+    def test_are_no_more_than_files_can_be(self):
+        with pytest.raises(
+            ConfigError, match=r"^n 1,000,000,000,000,000: .* draw fewer, or more at a time \(block_rows"
+        ):
+            Drawing.of(spied(), 10**15, "out.zarr")
 
     def test_of_more_than_memory_holds_are_told(self, tmp_path, monkeypatch):
         density = spied()
@@ -201,7 +214,7 @@ class TestBlocks:
             return torch.zeros(1 << 60) if n else original(n, *rest, **named)
 
         monkeypatch.setattr(density, "sample", sample)
-        with pytest.raises(RunError, match="5 draws at a time do not fit into memory: lower --block-rows"):
+        with pytest.raises(RunError, match="5 draws at a time do not fit into memory: lower block_rows"):
             write_samples(density, 5, tmp_path / "out.zarr")
 
 
@@ -266,7 +279,8 @@ class TestOptions:
         [
             ({"num_step": 5}, "unknown option num_step; did you mean num_steps"),
             ({"generator": 5}, "option generator: not one of a sampler"),
-            ({"path": True}, "path: one event a draw can be written"),
+            ({"path": True}, "^path: one event a draw can be written"),
+            ({"num_steps": 2, "path": True}, "^path: one event a draw can be written"),
         ],
     )
     def test_that_do_not_fit_are_told_before_anything_is_written(self, options, words, tmp_path):
@@ -278,6 +292,92 @@ class TestOptions:
     def test_numbers_out_of_range_are_told(self, wrong, density, tmp_path):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} .*: a whole number expected"):
             write_samples(**{"density": density, "n": 3, "out": tmp_path / "out.zarr", **wrong})
+
+
+def diffusion(seed: int = 0) -> sf.diffusion.Diffusion:
+    density = sf.diffusion.Diffusion((40,), network={"mlp": {"hidden_features": (8,)}}, seed=seed)
+    with torch.no_grad():
+        for parameter in density.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
+    return density
+
+
+def draw_guided(given: sf.diffusion.Guidance, out: Path, n: int = 2, **how) -> np.ndarray:
+    return opened(write_samples(diffusion(), n, out, num_steps=2, guidance=given, **how)).x.values
+
+
+class TestGuidance:
+    """What is there already is taken for the same only where the guidance is, in every digit."""
+
+    @pytest.fixture
+    def known(self) -> torch.Tensor:
+        """Of which ``repr`` shows neither all elements nor all digits."""
+        return torch.arange(1200.0).reshape(30, 40) / 7
+
+    def test_that_is_the_same_is_known_again(self, known, tmp_path):
+        draw_guided(sf.diffusion.Inpainting(known), tmp_path / "out.zarr", 30)
+        again = {"num_steps": 2, "guidance": sf.diffusion.Inpainting(known.clone())}
+        job = Drawing.of(diffusion(), 30, tmp_path / "out.zarr", options=again)
+        assert job.begin(diffusion(), overwrite=False) is None
+
+    def test_that_differs_anywhere_is_another(self, known, tmp_path):
+        other = known.clone()
+        other[15, 20] *= 1 + 1e-6
+        draw_guided(sf.diffusion.Inpainting(known), tmp_path / "out.zarr", 30)
+        with pytest.raises(StoreError, match="already there, with other contents"):
+            draw_guided(sf.diffusion.Inpainting(other), tmp_path / "out.zarr", 30)
+
+    def test_by_other_weights_is_another(self, tmp_path):
+        draw_guided(sf.diffusion.Autoguidance(diffusion(1)), tmp_path / "out.zarr")
+        draw_guided(sf.diffusion.Autoguidance(diffusion(1)), tmp_path / "out.zarr")
+        with pytest.raises(StoreError, match="already there, with other contents"):
+            draw_guided(sf.diffusion.Autoguidance(diffusion(2)), tmp_path / "out.zarr")
+
+    def test_by_a_function_is_drawn_but_never_known_again(self, tmp_path):
+        total = sf.diffusion.Observation(lambda x: x.sum(-1), value=4.0, std=0.1)
+        first = draw_guided(total, tmp_path / "out.zarr")
+        with pytest.raises(
+            StoreError, match="guidance holds a function or an object of your own, so it may be another"
+        ):
+            draw_guided(total, tmp_path / "out.zarr")
+        np.testing.assert_array_equal(draw_guided(total, tmp_path / "out.zarr", overwrite=True), first)
+
+    def test_by_a_function_begins_anew_after_an_interruption(self, tmp_path):
+        total = sf.diffusion.Observation(lambda x: x.sum(-1), value=4.0, std=0.1)
+        how = {"block_rows": 2, "options": {"num_steps": 2, "guidance": total}}
+        job = Drawing.of(diffusion(), 4, tmp_path / "out.zarr", **how)
+        job.draw(diffusion(), job.begin(diffusion(), overwrite=False)[0])
+        assert Drawing.of(diffusion(), 4, tmp_path / "out.zarr", **how).begin(diffusion(), overwrite=False) == [0, 1]
+
+    def test_of_rows_fits_every_block_or_is_refused_before_anything_is_written(self, known, tmp_path):
+        given = sf.diffusion.Inpainting(known[:4])
+        with pytest.raises(ShapeError, match=r"n and block_rows must be multiples .* a block has 2 draws"):
+            draw_guided(given, tmp_path / "out.zarr", 8, block_rows=2)
+        assert not list(tmp_path.iterdir())
+        drawn = draw_guided(given, tmp_path / "out.zarr", 8, block_rows=4)
+        np.testing.assert_allclose(drawn, np.tile(known[:4], (2, 1)), atol=0.1)
+
+
+class TestFingerprint:
+    def test_tells_values_apart_by_kind_shape_and_every_digit(self):
+        x = torch.arange(6.0)
+        values = [
+            None, True, 1, 1.0, "1", b"1", [1], [[1]], {"a": 1}, {"a": 2}, {1: "a"}, float("nan"), np.float64(1),
+            np.ones(1), x, x.double(), x.bfloat16(), x.reshape(2, 3), x + 1j, x[0], x.nextafter(x + 1), x.numpy(),
+            sf.diffusion.samplers.DDIM(), sf.diffusion.samplers.DDIM(eta=1.0), sf.diffusion.schedule("vp"),
+            spied(), spied(seed=1), spied().double(), spied(Stepping), diffusion(), diffusion(1),
+        ]  # fmt: skip
+        hashes = [fingerprint(value) for value in values]
+        assert None not in hashes
+        assert len(set(hashes)) == len(values)
+        assert fingerprint(x[::2]) == fingerprint(x[::2].clone())
+        assert fingerprint(diffusion()) == fingerprint(diffusion())
+
+    @pytest.mark.parametrize(
+        "value", [len, spied, Spy, object(), torch.nn.Linear(2, 2), np.array([object()])], ids=repr
+    )
+    def test_of_what_a_function_or_an_object_of_ones_own_does_there_is_none(self, value):
+        assert fingerprint(value) is fingerprint({"a": [1, value]}) is None
 
 
 class TestInterrupted:
@@ -390,9 +490,42 @@ class TestTheOutput:
     def test_that_is_something_else_is_never_replaced(self, density, tmp_path):
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "thesis.tex").write_text("years")
-        with pytest.raises(StoreError, match="not a Zarr store, so it is not replaced"):
+        with pytest.raises(StoreError, match="something else is there, so it is not replaced"):
             write_samples(density, 10, tmp_path / "thesis", overwrite=True)
         assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years"
+
+    def test_that_is_another_zarr_store_is_never_replaced(self, density, tmp_path):
+        xr.Dataset({"years": ("time", [1.0, 2.0])}).to_zarr(tmp_path / "years.zarr", zarr_format=3, consolidated=False)
+        before = contents(tmp_path / "years.zarr")
+        with pytest.raises(StoreError, match="something else is there, so it is not replaced"):
+            write_samples(density, 10, tmp_path / "years.zarr", overwrite=True)
+        assert contents(tmp_path / "years.zarr") == before
+
+    def test_is_never_what_the_run_was_trained_on(self, model, tmp_path):
+        shutil.copytree(model, tmp_path / "run" / "model")
+        store = model.parent / "rows.zarr"
+        (tmp_path / "run" / "workflow.yaml").write_text(f"name: run\ndata: {{store: {store}}}\n")
+        with pytest.raises(StoreError, match="is read, or lies in it or around it"):
+            sample_on_ray(tmp_path / "run", 5, store, overwrite=True)
+
+    @pytest.mark.parametrize("out", [None, 3, "", ".", "..", "zzz://a/b.zarr", "memory://"])
+    def test_has_a_place_that_can_be_written(self, out, density, model):
+        for draw, drawn in ((write_samples, density), (sample_on_ray, model)):
+            with pytest.raises(ConfigError, match=r"^out "):
+                draw(drawn, 5, out)
+
+    @pytest.mark.parametrize("how", ["{}/out.zarr/", "file://{}/out.zarr"])
+    def test_has_its_place_however_that_is_written(self, how, density, tmp_path):
+        assert write_samples(density, 5, how.format(tmp_path)) == tmp_path / "out.zarr"
+        assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+    def test_is_not_begun_where_there_is_no_gpu(self, model, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        for how in ({"local": True}, {}, {"block_rows": 2}):
+            with pytest.raises(ConfigError, match="has no GPU: leave it out"):
+                sample_on_ray(model, 5, tmp_path / "out.zarr", use_gpu=True, **how)
+        assert not list(tmp_path.iterdir())
 
     def test_is_written_by_one_at_a_time(self, density, tmp_path):
         with writing(tmp_path / "out.zarr"), pytest.raises(StoreError, match="another process is writing it"):
@@ -440,6 +573,18 @@ class TestOnAUrl:
         write_samples(density, 10, out, block_rows=2)
         assert density.seen == [2, 2, 2]
         assert flat(out) == contents(write_samples(density, 10, tmp_path / "plain.zarr", block_rows=2))
+
+    def test_one_that_was_not_even_laid_out_is_begun_anew(self, out, density, monkeypatch):
+        import zarr
+
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr.Group, "create_array", killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_samples(density, 10, out)
+        assert opened(write_samples(density, 10, out)).sizes == {"sample": 10}
 
     def test_one_that_is_done_is_drawn_again_only_when_asked_for(self, out):
         density = spied()
@@ -525,8 +670,9 @@ class TestOnRay:
             sample_on_ray(model, 50, out, block_rows=3)
 
     def test_a_cluster_without_a_gpu_is_told(self, model, tmp_path):
-        with pytest.raises(ConfigError, match="--gpu: the Ray cluster has no GPU"):
+        with pytest.raises(ConfigError, match="the Ray cluster has no GPU"):
             sample_on_ray(model, 50, tmp_path / "out.zarr", block_rows=3, use_gpu=True)
+        assert not list(tmp_path.iterdir())
 
 
 def offspring(pid: int) -> dict[int, str]:
@@ -559,7 +705,9 @@ class TestKilled:
 
         child = subprocess.Popen(command, env=ENVIRONMENT)
         wait_for(5)
-        workers = [pid for pid, title in offspring(child.pid).items() if title.startswith("ray::task")]
+        # Between two tasks a worker has another title.
+        while not (workers := [p for p, title in offspring(child.pid).items() if title.startswith("ray::task")]):
+            assert child.poll() is None
         os.kill(workers[0], signal.SIGKILL)
         wait_for(60)
         child.kill()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import NetworkDenoiser
+from sciflow.diffusion.given_denoiser import GivenDenoiser
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.schedules import Schedule, VariancePreserving, schedule
-from sciflow.diffusion.weighting import WEIGHTINGS, spread_evenly, weighting
-from sciflow.errors import ConfigError
+from sciflow.diffusion.weighting import WEIGHTINGS, Weighting, spread_evenly, weighting
+from sciflow.errors import ConfigError, DataError, ShapeError
 
 
 class Quadratic(Schedule):
@@ -20,6 +25,16 @@ class Quadratic(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t.square(), t.square()
+
+
+class Own(Schedule):
+    """Of formulas that are given, with what is no number besides."""
+
+    def __init__(self, formulas: Callable[[Tensor], Any]) -> None:
+        self.formulas = formulas
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.formulas(t)
 
 
 SCHEDULES = [*map(schedule, ("vp", "cosine", "sub-vp", "ve", "edm", "flow")), Quadratic()]
@@ -85,11 +100,42 @@ def test_published_values() -> None:
         ({"edm": {"sigma_max": -1}}, "sigma_max must be a positive number; got -1"),
         ({"edm": {"sigma_max": "a"}}, "sigma_max must be a positive number; got 'a'"),
         ({"vp": 3}, "schedule: vp takes options by name; got 3"),
+        ({"edm": {"sigma_max": 1e-6}}, r"EDM\(sigma_max=1e-06\) ends at a noise level, sigma / alpha, of 1e-06"),
+        ({"vp": {"beta_min": 1e-12, "beta_max": 1e-11}}, r"\(beta_min=1e-12, beta_max=1e-11\) ends at a noise level"),
+        ({"sub-vp": {"beta_min": 1e-3, "beta_max": 2e-3}}, "ends at a noise level, sigma / alpha, of 0.0015"),
+        (VariancePreserving(1e-3, 1e-2), "ends at a noise level"),
+        (Own(lambda t: 1 - t), r"Own\(\) must return \(alpha, sigma\), two tensors of the shape of t"),
+        (Own(lambda t: (1 - t, 80.0)), r"two tensors of the shape of t"),
+        (Own(lambda t: (1 - t.numpy(), t.numpy())), "two tensors of the shape of t"),
+        (Own(lambda t: (torch.ones(1), t)), "two tensors of the shape of t"),
+        (Own(lambda t: (1 - t, t * torch.nan)), "both finite"),
+        (Own(lambda t: (1 - 2 * t, t)), "must have alpha of 0 or more"),
+        (Own(lambda t: (t, 1 - t)), "must have noise that rises against signal"),
+        (Own(lambda t: (torch.ones_like(t), 5 * torch.ones_like(t))), "must have noise that rises against signal"),
+        (Own(lambda t: (torch.ones_like(t), 50 * torch.sin(3 * t))), "must have noise that rises against signal"),
     ],
 )
 def test_bad_schedules_are_told_of(given: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         schedule(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"vp": {"beta_max": np.float32(10)}},
+        {"edm": {"sigma_max": 1}},
+        {"edm": {"sigma_max": 1e12}},
+        {"vp": {"beta_max": 1e12}},
+        {"ve": {"sigma_min": 1e-12, "sigma_max": 1e12}},
+        Own(lambda t: (torch.cos(t * (math.pi / 2 + 1e-9)), t)),  # next to no signal, on the other side of 0
+        Own(lambda t: ((1 - 2 * t).clamp_min(0), t)),  # no signal from halfway on
+    ],
+    ids=repr,
+)
+def test_extreme_schedules_are_taken_that_lead_from_events_to_noise(given: Any) -> None:
+    found = schedule(given)
+    assert 0 < found.t_min < found.t_max <= 1
 
 
 def test_names_are_taken_as_others_write_them_and_json_gives_them_back() -> None:
@@ -146,6 +192,34 @@ class TestEveryParametrization:
             skip, out = PARAMETRIZATIONS[parametrization](at)
             target = (y - skip * (at.alpha * y + at.sigma * noise)) / out
             assert target.std().item() == pytest.approx(1, abs=0.02)
+
+
+class TestGivenDenoiser:
+    def test_may_work_in_place(self) -> None:
+        def denoise(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return x.mul_(t.neg_()[:, None]).add_(context.nan_to_num_())
+
+        given = torch.ones(3, 2), torch.full((3,), 0.5), torch.full((3, 1), torch.nan)
+        before = [part.clone() for part in given]
+        torch.testing.assert_close(GivenDenoiser(denoise, schedule("vp"))(*given), torch.full((3, 2), -0.5))
+        torch.testing.assert_close(list(given), before, equal_nan=True)
+        for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+            with mode():
+                assert (GivenDenoiser(lambda x, t: x.mul_(2), schedule("vp"))(*given[:2]) == 2).all()
+
+    @pytest.mark.parametrize(
+        ("denoise", "error", "message"),
+        [
+            (lambda x, t: x[:, :1], ShapeError, r"of shape \[3, 2\]; got \[3, 1\] of torch\.float32"),
+            (lambda x, t: x.long(), ShapeError, r"floating-point numbers of .* got \[3, 2\] of torch\.int64"),
+            (lambda x, t: x + 1j, ShapeError, r"floating-point numbers of .* got \[3, 2\] of torch\.complex64"),
+            (lambda x, t: x.numpy(), ShapeError, "got ndarray"),
+            (lambda x, t: x.to_sparse(), DataError, "give a dense one"),
+        ],
+    )
+    def test_answers_with_events(self, denoise: Callable[..., Any], error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            GivenDenoiser(denoise, schedule("vp"))(torch.ones(3, 2), torch.full((3,), 0.5))
 
 
 def test_answers_are_what_their_names_say() -> None:
@@ -214,8 +288,25 @@ def test_weights_are_the_published_ones() -> None:
         ({"simple": {"mean": 1}}, "weighting: simple takes no numbers"),
         ({"edm": {"std": 0}}, "weighting: std must be a positive number; got 0"),
         ({"min-snr": {"most": float("nan")}}, "weighting: most must be a positive number; got nan"),
+        ({"times": "times", "counts": "noise"}, "weighting: times: got 'times'; did you mean time"),
+        ({"times": "time", "counts": 3}, "weighting: counts: got 3; known: answer, min-snr, noise"),
+        ({"times": "time", "counts": "noise", "meen": 1}, "weighting: unknown 'meen'; did you mean mean"),
+        ({"times": "time"}, "weighting: unknown {'times': 'time'}"),
     ],
 )
 def test_bad_weightings_are_told_of(given: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         weighting(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("one", [Weighting("time", "noise"), Weighting("normal", "min-snr", np.float32(0.5), 2, 3)])
+def test_weightings_of_ones_own_come_back_from_json(one: Weighting) -> None:
+    assert weighting(json.loads(json.dumps(one.specification))) == one
+
+
+def test_weightings_of_another_class_are_in_no_file() -> None:
+    class Flat(Weighting):
+        def weight(self, alpha: Tensor, sigma: Tensor, out: Tensor, data_std: Tensor) -> Tensor:
+            return torch.ones_like(alpha)
+
+    assert Flat("time", "noise").specification is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -168,6 +169,16 @@ class TestTheOutput:
         score_on_ray(model, store.path, out)
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
+    def test_says_what_was_scored_and_by_what(self, model, store, tmp_path):
+        attributes = xr.open_zarr(score_here(model, store, tmp_path / "out.zarr")).attrs
+        weights = json.loads((model / "model.json").read_text())["weights"]["sha256"]
+        assert (attributes["likelihood"], attributes["model"], attributes["store"]) == (
+            "exact",
+            weights,
+            store.fingerprint,
+        )
+        assert "unfinished" not in attributes
+
     def test_of_another_model_is_not_replaced_unasked(self, model, store, tmp_path):
         out = score_here(model, store, tmp_path / "out.zarr")
         other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
@@ -182,9 +193,16 @@ class TestTheOutput:
     def test_that_is_something_else_is_never_replaced(self, model, store, tmp_path):
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "thesis.tex").write_text("years")
-        with pytest.raises(StoreError, match="not a Zarr store, so it is not replaced"):
+        with pytest.raises(StoreError, match="something else is there, so it is not replaced"):
             score_here(model, store, tmp_path / "thesis", overwrite=True)
         assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years"
+
+    def test_that_is_a_store_of_events_is_never_replaced(self, model, store, tmp_path):
+        other = sharded(tmp_path / "other.zarr")
+        before = contents(Path(other.path))
+        with pytest.raises(StoreError, match="something else is there, so it is not replaced"):
+            score_here(model, store, other.path, overwrite=True)
+        assert contents(Path(other.path)) == before
 
     def test_is_not_mixed_of_parts_of_two_models(self, model, store, tmp_path):
         other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
@@ -243,7 +261,7 @@ class TestTheOutput:
         out = tmp_path / "out.zarr"
         with monkeypatch.context() as patch:
             patch.setattr(xr.Dataset, "to_zarr", full)
-            with pytest.raises(RunError, match="No space left on device; what is scored is kept"):
+            with pytest.raises(RunError, match="No space left on device; what is done is kept"):
                 score_here(model, store, out)
         assert not out.exists()
         assert len(list(Path(f"{out}.parts").glob("*.safetensors"))) == len(store.manifest.shards)
@@ -285,18 +303,28 @@ class TestOnAUrl:
         assert fsspec.filesystem("memory").ls("/bucket", detail=False) == ["/bucket/out.zarr"]
 
     def test_one_that_was_not_finished_says_so_and_goes_on(self, out, model, store, monkeypatch):
-        def lost(*_, **__):
-            raise OSError("the connection was lost")
+        def killed(*_, **__):
+            raise KeyboardInterrupt
 
         plain = flat(score_here(model, store, "memory://bucket/plain.zarr"))
         with monkeypatch.context() as patch:
-            patch.setattr(Scoring, "_weights", lost)
-            with pytest.raises(RunError, match="the connection was lost; what is scored is kept"):
+            patch.setattr(Scoring, "_weights", killed)
+            with pytest.raises(KeyboardInterrupt):
                 score_here(model, store, out)
         assert "unfinished" in xr.open_zarr(out, consolidated=False).attrs
         with monkeypatch.context() as patch:
-            patch.setattr(Scoring, "score_shard", lost)
+            patch.setattr(Scoring, "score_shard", killed)
             assert flat(score_here(model, store, out)) == plain
+
+    def test_one_that_failed_keeps_what_is_scored_and_nothing_half_made(self, out, model, store, monkeypatch):
+        def lost(*_, **__):
+            raise OSError("the connection was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Scoring, "_weights", lost)
+            with pytest.raises(RunError, match="the connection was lost; what is done is kept"):
+                score_here(model, store, out)
+        assert fsspec.filesystem("memory").ls("/bucket", detail=False) == ["/bucket/out.zarr.parts"]
 
     def test_another_output_is_not_replaced_unasked(self, out, model, store, tmp_path):
         other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
@@ -339,7 +367,27 @@ class TestWhatIsLeftOut:
             score_on_ray(run)
 
 
+class TestWhereTheyGo:
+    @pytest.mark.parametrize("out", [3, "..", "zzz://a/out.zarr"])
+    def test_is_a_place_that_can_be_written(self, out, model, store):
+        with pytest.raises(ConfigError, match=r"^out "):
+            score_on_ray(model, store.path, out)
+
+    def test_nothing_is_written_where_there_is_no_gpu(self, model, store, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        with pytest.raises(ConfigError, match="has no GPU: leave it out"):
+            score_on_ray(model, store.path, tmp_path / "out.zarr", use_gpu=True)
+        assert not list(tmp_path.iterdir())
+
+
 class TestInThisProcess:
+    def test_the_density_stays_in_its_mode(self, model, store):
+        density = sf.load(model).train()
+        scores = sf.score(density, store)
+        assert density.training
+        xr.testing.assert_identical(scores, sf.score(density.eval(), store))
+
     def test_a_path_is_a_store(self, model, store):
         density = sf.load(model)
         xr.testing.assert_identical(sf.score(density, store.path), sf.score(density, store))

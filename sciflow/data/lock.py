@@ -56,8 +56,10 @@ def writing(path: Path) -> AbstractContextManager[None]:
     """Hold a place that this process writes to; a file beside it, ``.NAME.lock``, carries the lock.
 
     Raises:
-        StoreError: Another process holds it, or the folder cannot be written.
+        StoreError: Another process holds it, the folder cannot be written, or the path ends in no name.
     """
+    if path.name in ("", ".."):
+        raise StoreError(f"{path}: names no folder of its own: end it with a name, such as data.zarr")
     busy = StoreError(f"{path}: another process is writing it: wait for it, or end it")
     return locked(path, path.with_name(f".{path.name}.lock"), busy)
 

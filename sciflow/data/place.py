@@ -22,7 +22,7 @@ def require_free(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
+        raise StoreError(f"{path}: already there; choose another name, or replace it by overwrite=True (--overwrite)")
     if not (path / "zarr.json").exists():
         raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
 

@@ -289,7 +289,7 @@ def _require_place(path: str | Path, overwrite: bool) -> None:
     if not is_url(path):
         require_free(Path(path), overwrite)
     elif _is_taken(str(path)) and not overwrite:
-        raise StoreError(f"{path}: already there; choose another name, or replace it with --overwrite")
+        raise StoreError(f"{path}: already there; choose another name, or replace it by overwrite=True (--overwrite)")
 
 
 def _is_taken(url: str) -> bool:

@@ -359,7 +359,7 @@ def read_attributes(path: str) -> dict[str, Any]:
         if not folder.exists():
             partial = Path(f"{path}.partial")
             hint = (
-                f"{partial} is half-written: run the same sciflow shard command again"
+                f"{partial} is half-written: run the command that wrote it again"
                 if partial.exists()
                 else "make one with sciflow shard"
             )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +10,8 @@ from torch import Tensor, nn
 from sciflow.diffusion.parametrization import Levels, mean_from, turn
 from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
-from sciflow.errors import ShapeError
 
-__all__ = ["Denoiser", "GivenDenoiser", "NetworkDenoiser"]
+__all__ = ["Denoiser", "NetworkDenoiser"]
 
 
 class Denoiser(nn.Module, ABC):
@@ -85,25 +82,3 @@ class NetworkDenoiser(Denoiser):
         t = over_events(t.double().clamp_max(self._t_max), x)
         alpha, sigma = self.schedule(t)
         return Levels(alpha, sigma, turn(self.parametrization, self.schedule, t), self.data_std.double())
-
-
-class GivenDenoiser(Denoiser):
-    """A denoiser that the user brings.
-
-    Args:
-        denoise: ``denoise(x_t, t, context=None)``; a module's weights become those of the density.
-        schedule: Of its times.
-        data_std: Standard deviation of the events.
-    """
-
-    def __init__(self, denoise: Callable[..., Any], schedule: Schedule, data_std: float = 1.0) -> None:
-        super().__init__(schedule, data_std)
-        self.denoise = denoise
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        t = t.to(x.dtype)
-        mean = self.denoise(x, t) if context is None else self.denoise(x, t, context)
-        if not isinstance(mean, Tensor) or mean.shape != x.shape:
-            found = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
-            raise ShapeError(f"denoise(x_t, t) must return E[x_0 | x_t], of shape {list(x.shape)}; got {found}")
-        return mean.to(x.dtype)

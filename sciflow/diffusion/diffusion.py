@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sciflow.arguments import Arguments, plain, seeded
-from sciflow.bijections import context_preprocessing, preprocessing
+from sciflow.bijections import Composite, Standardize, context_preprocessing, preprocessing
 from sciflow.density import Density, Likelihood, Status, checked_shape
-from sciflow.diffusion.denoiser import Denoiser, GivenDenoiser, NetworkDenoiser
+from sciflow.diffusion.denoiser import Denoiser, NetworkDenoiser
 from sciflow.diffusion.elbo import elbo
+from sciflow.diffusion.given_denoiser import GivenDenoiser, checked_mean, warn_of_centre, warn_of_sizes
 from sciflow.diffusion.guidance import Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.inpainting import inpaint
@@ -22,6 +23,7 @@ from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.probability_flow import to_events, to_noise
+from sciflow.diffusion.row_noise import RowNoise
 from sciflow.diffusion.rows import deviation, in_parts, over_events, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
 from sciflow.diffusion.samplers import sampler as as_sampler
@@ -33,6 +35,7 @@ from sciflow.diffusion.weighting import weighting as as_weighting
 from sciflow.errors import ConfigError, ModelFileError
 from sciflow.likelihood import error_of_mean
 from sciflow.nets import DiffusionTransformer, UNet
+from sciflow.nets.given import GivenNetwork
 from sciflow.progress import progress_bar
 
 __all__ = ["Diffusion", "require_saveable"]
@@ -54,9 +57,9 @@ class Diffusion(Density):
     arXiv:2206.00364; Lipman et al., arXiv:2210.02747.
 
     ``log_prob`` is a lower bound, estimated with 64 evaluations of the network; ``likelihood`` says how well, and takes
-    ``num_draws`` (64 by default) and ``seed``. With a seed (0 by default) all rows share levels and noise: the value of
-    a row is the same alone and among others, and rows compare well; but their errors are alike, and the mean of many
-    rows is known no better than one. ``seed=None`` draws anew for every row, for means.
+    ``num_draws`` (64 by default) and ``seed``. With a seed (0 by default) the noise of a row follows from the row's own
+    numbers: its value is the same alone and among others, and errors of different rows are independent, so that means
+    of many rows are known as well as their spread says. ``seed=None`` draws anew at every call.
 
     Args:
         event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
@@ -75,7 +78,8 @@ class Diffusion(Density):
         context_dropout: Probability with which the context of an event is left out while training, for
             classifier-free guidance.
         pairing: ``"independent"``, or ``"optimal-transport"`` within a batch, for straighter paths.
-        preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`.
+        preprocess: Name or chain of the data-unit bijections, see :func:`sciflow.bijections.preprocessing`; what comes
+            out of a chain of yours is rescaled, as a whole, to standard deviation 1.
         seed: Of the initial weights; None draws from torch's own generator.
 
     Raises:
@@ -111,19 +115,22 @@ class Diffusion(Density):
         arguments.choice("parametrization", parametrization, tuple(PARAMETRIZATIONS))
         arguments.choice("pairing", pairing, PAIRINGS)
         arguments.fraction("context_dropout", context_dropout)
-        arguments.seed(seed)
+        seed = arguments.seed(seed)
         chosen = as_schedule(schedule)
         preprocess = plain("preprocess", preprocess)
         shape = checked_shape(event_shape, "event_shape")
         super().__init__(
             shape,
             context_shape,
-            preprocess=preprocessing(preprocess, shape),
+            # Schedules, spacings and preconditioning are made for events about as large as the noise at k = 1.
+            preprocess=preprocessing(preprocess, shape, unit_size=True),
             preprocess_context=context_preprocessing(context_shape),
             arguments={
                 **arguments.values,
                 "schedule": chosen.specification or chosen,
-                "weighting": plain("weighting", weighting) if not isinstance(weighting, Weighting) else weighting,
+                "weighting": (weighting.specification or weighting)
+                if isinstance(weighting, Weighting)
+                else plain("weighting", weighting),
                 "network": network if isinstance(network, nn.Module) else plain("network", network),
                 "preprocess": preprocess,
             },
@@ -146,6 +153,7 @@ class Diffusion(Density):
         schedule: str | Mapping[str, Any] | Schedule,
         *,
         context_shape: Any = None,
+        data_mean: Any = 0.0,
         data_std: float = 1.0,
         preprocess: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = "none",
     ) -> Self:
@@ -157,7 +165,8 @@ class Diffusion(Density):
             event_shape: Shape of one event.
             schedule: Of its times, see :func:`sciflow.diffusion.schedule`.
             context_shape: What it is conditioned on, or None.
-            data_std: Standard deviation of its events, from which sampling takes the spread at time 1.
+            data_mean: Mean of its events, of a shape that broadcasts to theirs: draws begin from noise about it.
+            data_std: Standard deviation of its events, where noise begins to matter: a rough figure will do.
             preprocess: From your units to those of the denoiser; by default they are the same.
 
         Returns:
@@ -179,15 +188,25 @@ class Diffusion(Density):
         density = cls.__new__(cls)
         chosen = as_schedule(schedule)
         shape = checked_shape(event_shape, "event_shape")
+        centre = Standardize(shape)
+        centre.mean.copy_(checked_mean(data_mean, shape))
+        centre.fitted.fill_(True)
         Density.__init__(
             density,
             shape,
             context_shape,
-            preprocess=preprocessing(preprocess, shape),
+            preprocess=Composite([preprocessing(preprocess, shape), centre]),
             preprocess_context=None,
-            arguments={"denoise": denoise},
+            arguments={
+                "denoise": denoise,
+                "schedule": chosen.specification or chosen,
+                "data_mean": centre.mean.tolist(),
+                "data_std": float(data_std),
+                "preprocess": plain("preprocess", preprocess),
+            },
         )
-        density.denoiser = GivenDenoiser(denoise, chosen, data_std)
+        density.denoiser = GivenDenoiser(denoise, chosen, data_std, centre.mean.clone())
+        warn_of_sizes(chosen, data_std)
         return density.eval()
 
     @property
@@ -221,7 +240,7 @@ class Diffusion(Density):
             num_steps: Steps, one evaluation of the network each unless the sampler says otherwise.
             guidance: A number for classifier-free guidance (1 for none), or see :mod:`sciflow.diffusion.guidance`.
             spacing: Where the steps fall, see :func:`sciflow.diffusion.samplers.times`.
-            least_noise: Noise level from which the last step goes to the event.
+            least_noise: Noise level, in units of the events' deviation, from which the last step goes to the event.
             return_trajectory: Return the noisy events on the way, too.
             progress: Show a progress bar on a terminal.
 
@@ -235,7 +254,8 @@ class Diffusion(Density):
         if options:
             known = "sampler, num_steps, guidance, spacing, least_noise, return_trajectory, progress"
             raise ConfigError(f"sampling from {type(self).__name__} takes {known}; got {', '.join(options)}")
-        drawing = Drawing(as_sampler(sampler), times(self.schedule, num_steps, spacing, least_noise))
+        data_std = float(self.denoiser.data_std)
+        drawing = Drawing(as_sampler(sampler), times(self.schedule, num_steps, spacing, least_noise, data_std))
         return super().sample(
             n,
             context,
@@ -294,6 +314,7 @@ class Diffusion(Density):
     def doubts(self, layout: Any) -> list[str]:
         """Say so where a dimension of the grid would be taken for channels."""
         network = getattr(self.denoiser, "network", None)
+        network = network.network if isinstance(network, GivenNetwork) else network
         if layout is None or layout.has_variable_axis or not isinstance(network, UNet | DiffusionTransformer):
             return []
         names = [dim.name for dim in layout.event_dims]
@@ -352,11 +373,10 @@ class Diffusion(Density):
 
     def _bounds(self, y: Tensor, context: Tensor | None, num_draws: int, seed: int | None) -> Tensor:
         """Independent estimates of the bound, ``[groups, n]``; with a seed those of a row do not depend on others."""
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
         each = max(1, num_draws // _GROUPS)
-        return torch.stack(
-            [elbo(self.denoiser, y, context, each, generator, same_for_all=seed is not None) for _ in range(_GROUPS)]
-        )
+        of_unit_size = y.detach() / self.denoiser.data_std.to(y.dtype)
+        randoms = [None if seed is None else RowNoise(of_unit_size, seed, group) for group in range(_GROUPS)]
+        return torch.stack([elbo(self.denoiser, y, context, each, random) for random in randoms])
 
     def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
         if not self.training:
@@ -379,9 +399,16 @@ class Diffusion(Density):
         return torch.where(torch.isfinite(log_det), loss, torch.nan)
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
+        if self.arguments.get("context_dropout") == 0 and context is not None and not self.knows(context).all():
+            raise ConfigError(
+                "context: this density was trained with context_dropout 0, so it knows nothing without a context: give "
+                "all of it, or train with 0.1"
+            )
         drawing: Drawing = options["drawing"]
         guidance: Guidance = options["guided"]
         return_trajectory: bool = options["return_trajectory"]
+        if n and isinstance(self.denoiser, GivenDenoiser):
+            warn_of_centre(self.denoiser, float(drawing.times[0]), self.event_shape, context)
         parts = in_parts(n, self.event_shape.numel() * guidance.memory, context)
         steps = count(1)
         drawn: list[Tensor] = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
+from sciflow.diffusion.row_noise import RowNoise
 from sciflow.diffusion.rows import over_events
 
 __all__ = ["elbo"]
@@ -22,8 +23,7 @@ def elbo(
     y: Tensor,
     context: Tensor | None,
     num_draws: int,
-    generator: torch.Generator | None = None,
-    same_for_all: bool = False,
+    random: RowNoise | None = None,
 ) -> Tensor:
     r"""Estimate the variational bound on log p of normalised events, without bias.
 
@@ -45,8 +45,7 @@ def elbo(
         y: ``[n, *event_shape]``, normalised.
         context: ``[n, *context_shape]`` or None.
         num_draws: Evaluations a row.
-        generator: Of levels and noise, on the CPU; None for torch's own.
-        same_for_all: Let all rows share levels and noise: the value of a row then does not depend on the others.
+        random: Levels and noise of every row; None draws them from torch's own generator.
 
     Returns:
         ``[n]``, float64, nats in normalised units.
@@ -56,22 +55,22 @@ def elbo(
     low, high = schedule.noise_level(ends).log()
     num_elements = math.prod(y.shape[1:])
     data_std = denoiser.data_std.double().cpu()
-    log_levels, weights = _log_levels(num_draws, 1 if same_for_all else len(y), low, high, data_std, generator)
+    shift = torch.rand(len(y), dtype=torch.float64) if random is None else random.uniform(0).cpu()
+    log_levels, weights = _log_levels(num_draws, shift, low, high, data_std)
     log_levels, weights = log_levels.to(y.device), weights.to(y.device)
     power = data_std.square().to(y.device)
 
     total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
     slope = power / (power + torch.exp(2 * low))
-    noise_shape = y.shape[1:] if same_for_all else y.shape
-    for log_level, weight in zip(log_levels, weights, strict=True):
-        level = torch.exp(log_level).expand(len(y))
+    for draw, (log_level, weight) in enumerate(zip(log_levels, weights, strict=True)):
+        level = torch.exp(log_level)
         t = schedule.time(level)
         alpha, sigma = (over_events(part, y).to(y.dtype) for part in schedule(t))
-        noise = torch.randn(noise_shape, dtype=y.dtype, generator=generator).to(y.device)
+        noise = torch.randn_like(y) if random is None else random.normal(draw)
         mean = denoiser(alpha * y + sigma * noise, t, context)
         # (mean - y) / level is the noise less its estimate.
         error = _squares((mean - y) / over_events(level, y).to(y.dtype))
-        size = _squares(noise.expand_as(y))
+        size = _squares(noise)
         gaussian = power / (power + level.square())
         tilt = -2 * gaussian * (1 - gaussian) / level * (noise * y).flatten(1).sum(1, dtype=torch.float64)
         even = slope.minimum(gaussian) * (size - num_elements)
@@ -88,12 +87,9 @@ def elbo(
     return num_elements * (reconstruction - divergence - known) - furthest - total / num_draws
 
 
-def _log_levels(
-    num_draws: int, n: int, low: Tensor, high: Tensor, data_std: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def _log_levels(num_draws: int, shift: Tensor, low: Tensor, high: Tensor, data_std: Tensor) -> tuple[Tensor, Tensor]:
     """Rising logarithms of noise levels from a mixture of an even and a normal distribution, each spread evenly, and
     one over the mixture's density; ``[num_draws, n]``, float64."""
-    shift = torch.rand(n, dtype=torch.float64, generator=generator)
     share = (torch.arange(num_draws, dtype=torch.float64)[:, None] + shift) / num_draws
     normal = torch.distributions.Normal(data_std.log() + _CENTRE, _WIDTH)
     least, most = normal.cdf(low), normal.cdf(high)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sciflow.diffusion.rows import over_events
-from sciflow.errors import ConfigError, ShapeError
+from sciflow.errors import ConfigError, DataError, ShapeError, first_line
 
 if TYPE_CHECKING:
     from sciflow.diffusion.diffusion import Diffusion
 
-__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuidance", "Guidance", "guidance", "require_gradients"]
+__all__ = ["Autoguidance", "ClassifierFree", "ClassifierGuidance", "Guidance", "guidance", "require_gradients", "slope"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 _MOST_SCALE = 1e6
@@ -69,7 +70,7 @@ class ClassifierFree(Guidance):
     memory = 2
 
     def __post_init__(self) -> None:
-        _require_scale(self.scale)
+        object.__setattr__(self, "scale", _checked_scale(self.scale))
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
         if context is None or self.scale == 1:
@@ -96,11 +97,13 @@ class ClassifierGuidance(Guidance):
     Source: Dhariwal and Nichol, arXiv:2105.05233.
 
     Args:
-        log_prob: ``log_prob(x_t, t)`` of events in normalised units and times ``[n]``: nats, ``[n]``.
+        log_prob: ``log_prob(x_t, t)`` of events in normalised units and times ``[n]``: nats, ``[n]``. It gets copies,
+            in which it may work in place.
         scale: :math:`w`; 1 is Bayes' rule.
 
     Raises:
         ConfigError: While drawing: the classifier has no slope.
+        DataError: While drawing: its slope is NaN or infinite.
         ShapeError: While drawing: it does not answer with one number a row.
 
     Example:
@@ -120,7 +123,7 @@ class ClassifierGuidance(Guidance):
     memory = 2
 
     def __post_init__(self) -> None:
-        _require_scale(self.scale)
+        object.__setattr__(self, "scale", _checked_scale(self.scale))
         if not callable(self.log_prob):
             raise ConfigError(f"guidance: log_prob must be a function of x_t and t; got {self.log_prob!r:.80}")
 
@@ -139,16 +142,18 @@ class ClassifierGuidance(Guidance):
         differentiable = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             leaf = x if differentiable else x.detach().requires_grad_()
-            log_prob = self.log_prob(leaf, t.to(x.dtype))
+            log_prob = self.log_prob(leaf.clone(), t.to(x.dtype, copy=True))
             if not isinstance(log_prob, Tensor) or log_prob.shape != x.shape[:1]:
                 found = list(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
                 raise ShapeError(
                     f"guidance: log_prob(x_t, t) must return nats of shape {list(x.shape[:1])}; got {found}"
                 )
-            if not log_prob.requires_grad:
-                raise ConfigError("guidance: log_prob must be made of torch's functions, of which slopes are known")
-            (slope,) = torch.autograd.grad(log_prob.sum(), leaf, create_graph=differentiable)
-        return slope
+            derivative = slope("log_prob", log_prob, leaf, torch.ones_like(log_prob), create_graph=differentiable)
+        if not torch.isfinite(derivative).all():
+            raise DataError(
+                "guidance: log_prob(x_t, t) has a slope that is NaN or infinite: it must be smooth at noisy events, too"
+            )
+        return derivative
 
 
 @dataclass(frozen=True)
@@ -166,14 +171,14 @@ class Autoguidance(Guidance):
         scale: :math:`w`; 1 leaves the denoiser as it is.
 
     Raises:
-        ConfigError: The weaker density is none, or one of other events, contexts or units.
+        ConfigError: The weaker density is none, or one of other events, contexts, units, dtype or device.
     """
 
     weaker: Diffusion
     scale: float = 2.0
 
     def __post_init__(self) -> None:
-        _require_scale(self.scale)
+        object.__setattr__(self, "scale", _checked_scale(self.scale))
         if not hasattr(self.weaker, "mean_at"):
             raise ConfigError(f"guidance: the weaker density must be a diffusion model; got {self.weaker!r:.80}")
 
@@ -184,6 +189,11 @@ class Autoguidance(Guidance):
             or weaker.arguments["context_shape"] != density.arguments["context_shape"]
         ):
             raise ConfigError("guidance: the weaker density must be of the same events and contexts")
+        if (weaker.dtype, weaker.device) != (density.dtype, density.device):
+            raise ConfigError(
+                f"guidance: the weaker density is of {weaker.dtype} on {weaker.device}, this one of {density.dtype} on "
+                f"{density.device}: bring one to the other by weaker.to(density.device, density.dtype)"
+            )
         of_events, of_contexts = (
             _same(getattr(density, name), getattr(weaker, name)) for name in ("preprocess", "preprocess_context")
         )
@@ -209,7 +219,7 @@ def guidance(given: Any) -> Guidance:
     """
     if isinstance(given, Guidance):
         return given
-    if isinstance(given, int | float) and not isinstance(given, bool):
+    if not isinstance(given, bool) and isinstance(given, Real):
         return ClassifierFree(float(given))
     raise ConfigError(
         f"guidance: a number such as 2.0, or an object such as Autoguidance(...), expected; got {given!r:.80}"
@@ -226,9 +236,44 @@ def require_gradients() -> None:
         raise ConfigError("guidance: derivatives are needed, which torch.inference_mode() forbids: use torch.no_grad()")
 
 
-def _require_scale(scale: Any) -> None:
-    if not (isinstance(scale, int | float) and not isinstance(scale, bool) and abs(scale) < _MOST_SCALE):
+def slope(what: str, answer: Tensor, at: Tensor, direction: Tensor, create_graph: bool = False) -> Tensor:
+    """Return the derivative of what a user's function answers, along a direction, in the shape of its argument.
+
+    Args:
+        what: What to call the function in messages.
+        answer: What it gave.
+        at: What it was given; it asks for gradients.
+        direction: Of the answer's shape.
+        create_graph: Whether derivatives of the derivative are wanted.
+
+    Raises:
+        ConfigError: There is no derivative: the answer is not made of the argument by torch's functions.
+
+    Example:
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> slope("square", x**2, x, torch.ones(1))
+        tensor([6.])
+    """
+    refusal = f"guidance: {what} must be made of what it is given by torch's functions, of which slopes are known"
+    if not answer.requires_grad:
+        raise ConfigError(refusal)
+    try:
+        (found,) = torch.autograd.grad(
+            answer, at, direction, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ConfigError(f"{refusal}: {first_line(error)}") from error
+    if found is None:
+        raise ConfigError(refusal)
+    return found
+
+
+def _checked_scale(scale: Any) -> float:
+    if isinstance(scale, bool) or not (isinstance(scale, Real) and abs(float(scale)) < _MOST_SCALE):
         raise ConfigError(f"guidance: the scale must be a number, and below {_MOST_SCALE:g}; got {scale!r:.80}")
+    return float(scale)
 
 
 def _same(mine: nn.Module | None, theirs: nn.Module | None) -> bool:

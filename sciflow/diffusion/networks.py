@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from sciflow.arguments import named
+from sciflow.arguments import MOST_FEATURES, MOST_TRANSFORMS, Arguments, named, plain
 from sciflow.contexts import Contexts
-from sciflow.errors import ConfigError, nearest
+from sciflow.errors import ConfigError, first_line, nearest
 from sciflow.nets.denoising_mlp import DenoisingMLP
 from sciflow.nets.diffusion_transformer import DiffusionTransformer
+from sciflow.nets.given import GivenNetwork
 from sciflow.nets.unet import UNet
 
 __all__ = ["NETWORKS", "OneChannel", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": DenoisingMLP, "unet": UNet, "transformer": DiffusionTransformer}
+
+
+def _patch(arguments: Arguments, name: str, value: Any) -> int | tuple[int, ...]:
+    """One side for all of a grid, or one for each."""
+    check = arguments.whole if isinstance(value, int) else arguments.wholes
+    return check(name, value, 1, MOST_FEATURES)
+
+
+# One layer of that width holds a GiB. Of waves, float32 tells no more octaves apart.
+_MOST_WIDTH, _MOST_OCTAVES, _MOST_LEVELS = 1 << 14, 24, 64
+# What each size may be by itself; how they fit together and to the event, networks know.
+_SIZES: dict[str, Callable[[Arguments, str, Any], Any]] = {
+    "attention_levels": partial(Arguments.wholes, least=-_MOST_LEVELS, most=_MOST_LEVELS),
+    "blocks_per_level": partial(Arguments.whole, least=1, most=MOST_TRANSFORMS),
+    "channel_multipliers": partial(Arguments.wholes, least=1, most=_MOST_WIDTH // 4),
+    "channels": partial(Arguments.whole, least=1, most=_MOST_WIDTH // 4),
+    "dropout": Arguments.fraction,
+    "embedding_features": partial(Arguments.whole, least=1, most=_MOST_WIDTH),
+    "hidden_features": partial(Arguments.widths, most=_MOST_WIDTH),
+    "num_frequencies": partial(Arguments.whole, least=0, most=_MOST_OCTAVES),
+    "num_heads": partial(Arguments.whole, least=1, most=_MOST_WIDTH),
+    "patch_size": _patch,
+}
 
 
 def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, num_levels: int = 1) -> nn.Module:
@@ -27,13 +52,16 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
         given: None for a residual perceptron for vectors, and a U-Net for series and fields; ``"mlp"``, ``"unet"`` or
             ``"transformer"``; with sizes a mapping such as ``{"unet": {"channels": 32}}``; or a module of the user's,
             ``network(x, level, context)``. The first axis of an event counts channels. Where it has none, as a field
-            of one variable, ``{"unet": {"grid_dims": 2}}`` says how many dimensions the grid has.
+            of one variable, ``{"unet": {"grid_dims": 2}}`` says how many dimensions the grid has. A module is told of
+            the level of every row, ``[n]``, or ``[n, num_levels]`` where there are several; the context is
+            ``[n, contexts.size]``, or None.
         event_shape: Shape of one event.
         contexts: What it is conditioned on, or None.
         num_levels: Noise levels that it is told of: two for students that jump from one to another.
 
     Raises:
         ConfigError: There is no such network, or it does not take such sizes.
+        ShapeError: When it is asked: the user's own answers with another shape than that of events.
 
     Example:
         >>> import torch
@@ -41,24 +69,38 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
         torch.Size([5, 2])
     """
     if isinstance(given, nn.Module):
-        return given
+        return GivenNetwork(given, num_levels)
     usual = "mlp" if len(event_shape) == 1 else "unet"
     name, given_sizes = named("network", usual if given is None else given, NETWORKS)
-    own = ("event_shape", "contexts", "num_levels")
-    known = [key for key in inspect.signature(NETWORKS[name]).parameters if key not in own]
-    if name != "mlp":
-        known.append("grid_dims")
-    for key in given_sizes:
-        if key not in known:
-            raise ConfigError(f"network: {name}: {key!r:.80}: unknown size; {nearest(str(key), known)}")
-    sizes = dict(given_sizes)
+    sizes = _checked(name, given_sizes)
+    few, many = len(event_shape) - 1, len(event_shape)
     grid_dims = sizes.pop("grid_dims", None)
-    if grid_dims not in (None, len(event_shape) - 1, len(event_shape)) or isinstance(grid_dims, bool):
-        few, many = len(event_shape) - 1, len(event_shape)
+    if grid_dims is not None and (type(grid_dims) is not int or grid_dims not in (few, many)):
         raise ConfigError(f"network: grid_dims: events {list(event_shape)} have {few} or {many}; got {grid_dims!r:.80}")
-    if grid_dims == len(event_shape):
-        return OneChannel(NETWORKS[name]((1, *event_shape), contexts, num_levels=num_levels, **sizes))
-    return NETWORKS[name](event_shape, contexts, num_levels=num_levels, **sizes)
+    try:
+        if grid_dims == many:
+            return OneChannel(NETWORKS[name]((1, *event_shape), contexts, num_levels=num_levels, **sizes))
+        return NETWORKS[name](event_shape, contexts, num_levels=num_levels, **sizes)
+    except (MemoryError, RuntimeError) as error:
+        raise ConfigError(
+            f"network: {name}: of sizes {sizes!r:.200} it cannot be built: {first_line(error)}"
+        ) from error
+
+
+def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of one network as Python's own numbers."""
+    own = ("event_shape", "contexts", "num_levels")
+    usual = {key: p.default for key, p in inspect.signature(NETWORKS[name]).parameters.items() if key not in own}
+    if name != "mlp":
+        usual["grid_dims"] = None
+    arguments, sizes = Arguments(f"network: {name}"), {}
+    for key, value in given.items():
+        if key not in usual:
+            raise ConfigError(f"network: {name}: {key!r:.80}: unknown size; {nearest(str(key), usual)}")
+        sizes[key] = plain(f"network: {name}: {key}", value)
+        if key in _SIZES and not (value is None and usual[key] is None):
+            sizes[key] = _SIZES[key](arguments, key, sizes[key])
+    return sizes
 
 
 class OneChannel(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sciflow.arguments import Arguments
-from sciflow.arrays import as_tensor
+from sciflow.arrays import as_tensor, require_values
 from sciflow.bijections import Composite
 from sciflow.diffusion.guidance import Denoise, Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
@@ -46,7 +46,8 @@ class Observation(Guidance):
 
     Args:
         operator: From events ``[n, *event_shape]`` to observations ``[n, *observation_shape]``, both in data units;
-            a differentiable function of torch's. Stations that are missing are left out by it.
+            a function of torch's, differentiable twice, and finite at any mean of events that the model comes by on the
+            way from noise. It gets a copy, in which it may work in place. Stations that are missing are left out by it.
         value: What was observed: ``[*observation_shape]``; or ``[*rows, *observation_shape]``, an observation for each
             of the rows with which the shape of the draws ends, such as ``sample((n, *rows))``.
         std: Standard deviation of the noise, which broadcasts to ``value``. To hold values as they are, use
@@ -56,7 +57,7 @@ class Observation(Guidance):
 
     Raises:
         ConfigError: ``std`` is not positive, or another argument is out of range.
-        DataError: ``value`` is NaN or infinite somewhere.
+        DataError: ``value`` is NaN or infinite somewhere; or, while drawing, what the operator gives is.
         ShapeError: While drawing: the operator's observation is of another shape than ``value``.
 
     Example:
@@ -102,16 +103,20 @@ class Observation(Guidance):
         return replace(self, rows=(rows, total), prior=self.prior.part(rows, total))
 
     def guided(self, density: Diffusion, context: Tensor | None) -> Denoise:
-        def observed(y: Tensor) -> Tensor:
+        def observed(y: Tensor, checked: bool = True) -> Tensor:
             x = _in_data_units(density.preprocess, y)
-            found = self.operator(x)
+            found = self.operator(x.clone())
             if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != len(x):
                 got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise ShapeError(f"Observation: the operator must keep the rows of events {list(x.shape)}; got {got}")
-            return found
+            require_values(found, "what the operator gives")
+            if checked:
+                _require_finite(found, x)
+            return found.to(x)
 
         with torch.no_grad():
-            one = observed(torch.zeros(1, *density.event_shape, dtype=density.dtype, device=density.device))
+            one = torch.zeros(1, *density.event_shape, dtype=density.dtype, device=density.device)
+            one = observed(one, checked=False)  # for its shape: no draw need ever pass there
         shape = one.shape[1:]
         num_rows = self.value.ndim - len(shape)
         if num_rows < 0 or self.value.shape[num_rows:] != shape or shape.numel() == 0:
@@ -173,6 +178,17 @@ def checked_prior(prior: Any) -> Guidance:
             "side, such as lambda x: torch.cat((x[:, :3], x[:, 5:].mean(1, keepdim=True)), 1)"
         )
     return given
+
+
+def _require_finite(found: Tensor, x: Tensor) -> None:
+    """Refuse what an operator gives of finite events ``[n, ...]`` where it is not finite itself."""
+    broken, lost = (~torch.isfinite(values).unsqueeze(-1).flatten(1).all(1) for values in (found, x))
+    if (broken & ~lost).any():
+        event = x[broken & ~lost][0].flatten().tolist()
+        raise DataError(
+            f"Observation: the operator gives NaN or infinity for an event on the way of draws, {event!s:.80}: make it "
+            "finite for all events, such as by x.clamp_min(0) before a root"
+        )
 
 
 def _in_data_units(preprocess: nn.Module, y: Tensor) -> Tensor:

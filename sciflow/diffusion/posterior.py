@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sciflow.diffusion.guidance import Denoise, require_gradients
+from sciflow.diffusion.guidance import Denoise, require_gradients, slope
 from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
-from sciflow.errors import ConfigError
+from sciflow.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sciflow.diffusion.diffusion import Diffusion
@@ -59,6 +59,7 @@ def posterior_mean(
 
     Raises:
         ConfigError: Inference mode is on; or, while drawing, the denoiser or the observation has no derivative.
+        DataError: While drawing: the numbers leave the range of the dtype.
     """
     require_gradients()
     schedule = density.schedule
@@ -75,8 +76,6 @@ def posterior_mean(
         with torch.enable_grad():
             noisy = near.detach().clone().requires_grad_()
             mean = denoise(noisy, near_t)
-        if not mean.requires_grad:
-            raise ConfigError("guidance: the denoiser must be made of torch's functions, of which slopes are known")
         centre = mean.detach() if centre is None else centre
         alpha, sigma = (over_events(level, x) for level in schedule(near_t))
         gain = (sigma.square() / alpha).to(x.dtype)
@@ -85,10 +84,12 @@ def posterior_mean(
 
         def spread(direction: Tensor) -> tuple[Tensor, Tensor]:
             """Take a direction, in deviations of the observation, through the covariance: to events, and on."""
-            (moved,) = torch.autograd.grad(mean, noisy, pull(direction / std), retain_graph=True)
+            moved = slope("the denoiser", mean, noisy, pull(direction / std))
             return gain * moved, push(gain * moved) / std
 
-        return centre + _shift((value - observed) / std, spread, iterations)
+        shift = _shift((value - observed) / std, spread, iterations)
+        _require_finite(shift)
+        return centre + shift
 
     return conditioned
 
@@ -102,19 +103,17 @@ def _linearised(observe: _Map, at: Tensor) -> tuple[Tensor, _Map, _Map]:
     with torch.enable_grad():
         point = at.detach().clone().requires_grad_()
         observed = observe(point)
-        if not observed.requires_grad:
-            raise ConfigError("guidance: the operator must be made of torch's functions, of which slopes are known")
         # Linear in the weights: its derivative by them is that of the observation by the event.
         weights = torch.zeros_like(observed, requires_grad=True)
-        (pulled,) = torch.autograd.grad(observed, point, weights, create_graph=True)
+        pulled = slope("the operator", observed, point, weights, create_graph=True)
     if not pulled.requires_grad:
         raise ConfigError("guidance: the operator has slope 0 everywhere, so that nothing follows from its value")
 
     def pull(direction: Tensor) -> Tensor:
-        return torch.autograd.grad(observed, point, direction, retain_graph=True)[0]
+        return slope("the operator", observed, point, direction)
 
     def push(direction: Tensor) -> Tensor:
-        return torch.autograd.grad(pulled, weights, direction, retain_graph=True)[0]
+        return slope("the operator's slope", pulled, weights, direction)
 
     return observed.detach(), pull, push
 
@@ -158,12 +157,22 @@ def _shift(off: Tensor, spread: Callable[[Tensor], tuple[Tensor, Tensor]], itera
             break
     basis, moved = torch.stack(directions, 1).double(), torch.stack(images, 1).double()
     projected = basis @ moved.mT
+    _require_finite(projected)
     symmetric, doubt = (projected + projected.mT) / 2, torch.linalg.matrix_norm(projected - projected.mT) / 2
     eigenvalues, axes = torch.linalg.eigh(symmetric)
     eigenvalues = torch.maximum(eigenvalues, 1 + doubt[:, None])
     # All of it lies along the first direction.
     along = axes @ (axes[:, 0] * size.double()[:, None] / eigenvalues)[..., None]
     return torch.einsum("nk,nk...->n...", along[..., 0].to(off.dtype), torch.stack(shifts, 1))
+
+
+def _require_finite(values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise DataError(
+            "guidance: what was observed cannot be reckoned with, numbers become NaN or infinite: a value lies far "
+            "beyond what the density knows, std is too small beside it, the operator's slope is infinite somewhere, as "
+            "that of a root at 0, or the density's own mean is NaN"
+        )
 
 
 def _unit(vectors: Tensor, sizes: Tensor, valid: Tensor) -> Tensor:

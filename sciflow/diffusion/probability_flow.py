@@ -42,7 +42,7 @@ def to_events(denoiser: Denoiser, z: Tensor, context: Tensor | None) -> Tensor:
 
 
 def _process(denoiser: Denoiser, context: Tensor | None) -> tuple[Process, list[float]]:
-    grid = times(denoiser.schedule, _STEPS, "power", _LEAST_NOISE).tolist()
+    grid = times(denoiser.schedule, _STEPS, "power", _LEAST_NOISE, float(denoiser.data_std)).tolist()
     return Process(lambda x, t: denoiser(x, t, context), denoiser.schedule), grid
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
 
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e3  # noise over signal, for events of unit variance
 _BISECTIONS = 64
+_LOOKED_AT = 101  # times at which a schedule is looked at before it is used
 
 
 class Schedule(ABC):
@@ -90,7 +92,8 @@ class Schedule(ABC):
         return None if name is None else {name: dict(vars(self))}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value:g}' for name, value in vars(self).items())})"
+        numbers = [f"{name}={value:g}" for name, value in vars(self).items() if isinstance(value, Real)]
+        return f"{type(self).__name__}({', '.join(numbers)})"
 
 
 class VariancePreserving(Schedule):
@@ -278,7 +281,6 @@ _KINDS: dict[str, type[Schedule]] = {
     "vp": VariancePreserving,
     "cosine": Cosine,
     "sub-vp": SubVariancePreserving,
-    "subvp": SubVariancePreserving,
     "ve": VarianceExploding,
     "edm": EDM,
     "flow": Rectified,
@@ -293,7 +295,7 @@ def schedule(given: str | Mapping[str, Any] | Schedule) -> Schedule:
             such as ``{"vp": {"beta_max": 10.0}}``; or a :class:`Schedule`.
 
     Raises:
-        ConfigError: The name or a number is none that there is.
+        ConfigError: The name or a number is none that there is; or it does not lead from events to noise.
 
     Example:
         >>> alpha, sigma = schedule("flow")(torch.tensor(0.25))
@@ -304,17 +306,44 @@ def schedule(given: str | Mapping[str, Any] | Schedule) -> Schedule:
         sciflow.errors.ConfigError: schedule: unknown 'vpp'; did you mean vp?
     """
     if isinstance(given, Schedule):
+        _require_way_to_noise(given)
         return given
-    name, numbers = named("schedule", given, _KINDS)
+    plain = "sub-vp" if isinstance(given, str) and given.lower() == "subvp" else given  # as many write it
+    name, numbers = named("schedule", plain, _KINDS)
     try:
-        return _KINDS[name](**numbers)
+        chosen = _KINDS[name](**numbers)
     except TypeError:
         raise ConfigError(f"schedule: {name} does not take {numbers!r:.80}") from None
+    _require_way_to_noise(chosen)
+    return chosen
+
+
+def _require_way_to_noise(chosen: Schedule) -> None:
+    """Refuse what is no function of time, or does not lead from events to noise."""
+    t = torch.linspace(0, 1, _LOOKED_AT, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        found: Any = chosen(t)
+    pair: list[Any] = list(found) if isinstance(found, tuple | list) else [found]
+    fits = [isinstance(part, Tensor) and part.is_floating_point() and part.shape == t.shape for part in pair]
+    if fits != [True, True]:
+        raise ConfigError(f"schedule: {chosen!r} must return (alpha, sigma), two tensors of the shape of t")
+    alpha, sigma = (part.flatten() for part in pair)
+    # At time 1 there may be no signal left, and rounding may have it on either side of 0.
+    if not (torch.isfinite(alpha).all() and torch.isfinite(sigma).all() and (alpha[:-1] >= 0).all()):
+        raise ConfigError(f"schedule: {chosen!r} must have alpha of 0 or more, and both finite, at all t from 0 to 1")
+    levels = torch.where(alpha > 0, sigma / alpha, torch.inf).clamp(_LEAST_NOISE, _MOST_NOISE)
+    beyond = (levels == _LEAST_NOISE) | (levels == _MOST_NOISE)
+    if not ((levels.diff() > 0) | ((levels.diff() == 0) & beyond[1:])).all():
+        raise ConfigError(f"schedule: {chosen!r} must have noise that rises against signal, sigma / alpha, all the way")
+    if levels[-1] < 1:
+        raise ConfigError(
+            f"schedule: {chosen!r} ends at a noise level, sigma / alpha, of {sigma[-1] / alpha[-1]:.2g}, through which "
+            "events of deviation 1 still show: draws begin at noise alone, at a level of 10 or more"
+        )
 
 
 def _require_positive(name: str, value: Any) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 1e-12 <= value <= 1e12):
+    if isinstance(value, bool) or not (isinstance(value, Real) and 1e-12 <= float(value) <= 1e12):
         raise ConfigError(f"schedule: {name} must be a positive number; got {value!r:.80}")
 
 

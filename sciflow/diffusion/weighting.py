@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sciflow.arguments import named
 from sciflow.diffusion.schedules import Schedule
-from sciflow.errors import ConfigError
+from sciflow.errors import ConfigError, nearest
 
 __all__ = ["WEIGHTINGS", "Weighting", "spread_evenly", "weighting"]
+
+
+_Times = Literal["time", "level", "normal"]
+_Counts = Literal["answer", "noise", "min-snr"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +37,34 @@ class Weighting:
         mean: Of the normal distribution.
         std: Of the normal distribution.
         most: See ``"min-snr"``.
+
+    Raises:
+        ConfigError: One of them is none that there is, or out of range.
     """
 
-    times: Literal["time", "level", "normal"]
-    counts: Literal["answer", "noise", "min-snr"]
+    times: _Times
+    counts: _Counts
     mean: float = 0.0
     std: float = 1.0
     most: float = 5.0
 
     def __post_init__(self) -> None:
+        for name, known in (("times", get_args(_Times)), ("counts", get_args(_Counts))):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ConfigError(f"weighting: {name}: got {value!r:.80}; {nearest(str(value), known)}")
         for name in ("mean", "std", "most"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
             if not number or (name != "mean" and value <= 0):
                 kind = "a number" if name == "mean" else "a positive number"
-                raise ConfigError(f"weighting: {name} must be {kind}; got {value!r}")
+                raise ConfigError(f"weighting: {name} must be {kind}; got {value!r:.80}")
+            object.__setattr__(self, name, float(value))
+
+    @property
+    def specification(self) -> dict[str, Any] | None:
+        """The weighting as JSON holds it, and :func:`weighting` takes it; None for one that is not of this module."""
+        return asdict(self) if type(self) is Weighting else None
 
     def draw(self, shares: Tensor, schedule: Schedule, data_std: Tensor) -> Tensor:
         """Return times for ``shares``, even in (0, 1)."""
@@ -92,7 +110,8 @@ def weighting(given: str | Mapping[str, Any] | Weighting) -> Weighting:
 
     Args:
         given: ``"wide"``, ``"edm"``, ``"simple"``, ``"min-snr"``, ``"likelihood"`` or ``"logit-normal"``; a mapping
-            such as ``{"edm": {"mean": -1.2}}``; or a :class:`Weighting`.
+            such as ``{"edm": {"mean": -1.2}}``; or a :class:`Weighting`, also as a mapping from its attributes, such
+            as ``{"times": "time", "counts": "noise"}``.
 
     Raises:
         ConfigError: There is none of this name, or it has no such number.
@@ -100,15 +119,23 @@ def weighting(given: str | Mapping[str, Any] | Weighting) -> Weighting:
     Example:
         >>> weighting({"edm": {"std": 1.6}}).std
         1.6
+        >>> weighting(Weighting("time", "noise").specification) == Weighting("time", "noise")
+        True
     """
     if isinstance(given, Weighting):
         return given
+    if isinstance(given, Mapping) and given.keys() >= {"times", "counts"}:
+        known = [field.name for field in fields(Weighting)]
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"weighting: unknown {key!r:.80}; {nearest(str(key), known)}")
+        return Weighting(**given)
     name, numbers = named("weighting", given, WEIGHTINGS)
-    known = {"normal": ("mean", "std")}.get(WEIGHTINGS[name].times, ()) + (
+    numbers_of = {"normal": ("mean", "std")}.get(WEIGHTINGS[name].times, ()) + (
         ("most",) if WEIGHTINGS[name].counts == "min-snr" else ()
     )
-    if any(key not in known for key in numbers):
-        raise ConfigError(f"weighting: {name} takes {', '.join(known) or 'no numbers'}; got {numbers!r:.80}")
+    if any(key not in numbers_of for key in numbers):
+        raise ConfigError(f"weighting: {name} takes {', '.join(numbers_of) or 'no numbers'}; got {numbers!r:.80}")
     return Weighting(**{**asdict(WEIGHTINGS[name]), **numbers})
 
 

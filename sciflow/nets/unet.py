@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,8 @@ def _one_a_side(padding: Padding | Sequence[Padding], sides: Sequence[int]) -> t
     if not 1 <= len(sides) <= 3:
         shape = f"[channel, {', '.join(map(str, sides))}]" if sides else "of one dimension"
         raise ConfigError(f"UNet: events must be [channel, *sides] with one to three sides; got events {shape}")
-    kinds = (padding,) * len(sides) if isinstance(padding, str) else tuple(padding)
+    several = isinstance(padding, Iterable) and not isinstance(padding, str)
+    kinds: tuple[Any, ...] = tuple(padding) if several else (padding,) * len(sides)
     for kind in kinds:
         if kind not in _PADDINGS:
             raise ConfigError(f"UNet: padding: got {kind!r}; {nearest(str(kind), _PADDINGS)}")

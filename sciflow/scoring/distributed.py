@@ -20,6 +20,7 @@ from sciflow.families import load as load_density
 from sciflow.model_file import weights_hash
 from sciflow.progress import progress_bar
 from sciflow.scoring.drawing import Drawing
+from sciflow.scoring.output import checked_place
 from sciflow.scoring.parts import Scoring
 from sciflow.scoring.samples import draw_here
 from sciflow.scoring.score import BATCH_SIZE
@@ -67,6 +68,8 @@ def score_on_ray(
         RunError: Workers failed for good.
     """
     job = _job(Path(model), store, out, batch_size)
+    if use_gpu:
+        _require_gpu(address)
     with _held(job.out):
         waiting = job.begin(overwrite)
         if waiting:
@@ -127,20 +130,25 @@ def sample_on_ray(
         StoreError: Another output is already there, or is being written by another process.
         RunError: The model's training has not ended; the output cannot be written; or workers failed for good.
     """
-    folder, place, device = _absolute(model), _absolute(out), "cuda" if use_gpu else "cpu"
+    folder, place, device = _absolute(model), _absolute(checked_place(out)), "cuda" if use_gpu else "cpu"
     require_ended(Path(folder))
     density = load_density(folder)
     # Beside the model, in the folder of its run, is a good place.
-    own = Path(folder, "model")
+    own, run = Path(folder, "model"), Run(Path(folder))
     require_apart(place, own if own.is_dir() else folder)
+    if run.workflow_file.exists():
+        require_apart(place, run.workflow.data.store)
     job = Drawing.of(
         density, n, place, block_rows=block_rows, seed=seed, context=context, options=options, device=device
     )
+    elsewhere = bool(address or os.environ.get("RAY_ADDRESS"))
+    if use_gpu:
+        _require_gpu(address, here=local or (len(job) < 2 and not elsewhere))
     with _held(place):
         waiting = job.begin(density, overwrite)
         if waiting is None:
             return place
-        if local or (len(waiting) < 2 and not (address or os.environ.get("RAY_ADDRESS"))):
+        if local or (len(waiting) < 2 and not elsewhere):
             draw_here(job, load_density(folder, device) if use_gpu else density, waiting, progress)
         else:
 
@@ -163,7 +171,7 @@ def _job(model: Path, store: str | Path | None, out: str | Path | None, batch_si
         raise ConfigError(f"{model}: not a run, which would know its store: say which store is to be scored")
     if out is None:
         raise ConfigError(f"{model}: where are the scores to go? Give --out, or scoring.out in the workflow")
-    return Scoring(_absolute(model), _absolute(store), _absolute(out), batch_size or BATCH_SIZE)
+    return Scoring(_absolute(model), _absolute(store), _absolute(checked_place(out)), batch_size or BATCH_SIZE)
 
 
 def _absolute(path: str | Path) -> str:
@@ -186,6 +194,37 @@ def _opened(model: str, device: str, weights: str) -> Density:
     return density
 
 
+def _require_gpu(address: str | None, here: bool = False) -> None:
+    """Refuse to work on a GPU where there is none, before anything is written.
+
+    Raises:
+        ConfigError: There is no such cluster, or no GPU.
+    """
+    import ray
+
+    # Where no cluster is named, one of this machine is started: there is no need of that to look for its GPU.
+    if here or not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "--gpu (use_gpu=True): this machine has no GPU: leave it out, or name a cluster by --address"
+            )
+        return
+    with connected(address, num_cpus=1):
+        _num_slots(use_gpu=True)
+
+
+def _num_slots(use_gpu: bool) -> int:
+    """How many tasks the cluster can run at a time."""
+    import ray
+
+    slots = int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 0))
+    if use_gpu and not slots:
+        raise ConfigError(
+            "--gpu (use_gpu=True): the Ray cluster has no GPU: leave it out, or start a node that has one"
+        )
+    return slots
+
+
 def _each_on_ray(
     work: Callable[[Any], object],
     items: Sequence[Any],
@@ -204,10 +243,7 @@ def _each_on_ray(
     with connected(address, num_cpus=os.cpu_count() or 1):
         import ray
 
-        kind = "GPU" if use_gpu else "CPU"
-        have = int(ray.cluster_resources().get(kind, 0))
-        if use_gpu and not have:
-            raise ConfigError("--gpu: the Ray cluster has no GPU: leave it out, or start a node that has one")
+        have = _num_slots(use_gpu)
 
         @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
         def task(item: Any) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,17 @@ from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, ShapeError
 from sciflow.kernels import VARIABLE, repeated
 from sciflow.model_file import weights_hash
+from sciflow.scoring.fingerprint import fingerprint
 from sciflow.scoring.labels import labelled_draws
-from sciflow.scoring.output import Output
+from sciflow.scoring.options import require_blocks, require_events, sampled
+from sciflow.scoring.output import Output, checked_place, reported
 
 __all__ = ["Drawing"]
 
 # A network takes up to a hundred times the memory of the events that it draws.
 BLOCK_ROWS, BLOCK_BYTES = 1 << 16, 8 << 20
 CHUNK_BYTES = 1 << 20
-# What an option of a sampler cannot be called.
-NOT_OPTIONS = ("self", "n", "context", "generator", "seed", "progress")
+MOST_BLOCKS = 1 << 20  # a file each, of every variable
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Drawing:
         device: Kind of device that draws, ``cpu`` or ``cuda``: their random numbers differ.
         weights: Hash of the density's numbers.
         token: Hash of all that the output depends on; blocks of another drawing are not mixed in.
+        unknown: What the hash does not tell, in words.
     """
 
     out: str
@@ -67,13 +69,14 @@ class Drawing:
     device: str
     weights: str
     token: str
+    unknown: str
 
     @classmethod
     def of(
         cls,
         density: Density,
         n: int,
-        out: str,
+        out: str | Path,
         *,
         block_rows: int | None = None,
         seed: int = 0,
@@ -94,30 +97,39 @@ class Drawing:
             device: Kind of device that will draw; None for the density's own.
 
         Raises:
-            ConfigError: A number is out of range, or the sampler has no such option.
-            ShapeError: The context is missing, or not one of this density's.
+            ConfigError: A number is out of range, the sampler has no such option, or ``out`` is no place.
+            ShapeError: The context is missing, or not one of this density's; or the options are for another number of
+                draws.
         """
+        out = checked_place(out)
         n, seed = _whole("n", n, 1), _whole("seed", seed, 0)
         most_rows = None if block_rows is None else _whole("block_rows", block_rows, 1)
         options = dict(options or {})
-        for name in NOT_OPTIONS:
-            if name in options:
-                raise ConfigError(f"option {name}: not one of a sampler; what is drawn has places of its own")
-        density.eval()
         context = _one_context(density, context)
-        _require_events(density, context, options)
+        require_events(density, context, options)
         none = _no_draws(density)
         rows = min(n, most_rows or _default_rows(none))
         largest = max(_row_bytes(array.values) for array in labelled_draws(density, none).values())
         chunks = min(rows, 1 << (max(1, rows * largest // CHUNK_BYTES) - 1).bit_length())
         # Chunks of one size: a block has no more draws than was said, or is the only one and ends within its shard.
         chunk_rows = -(-rows // chunks) if rows == n else rows // chunks
-        kind, weights = device or density.device.type, weights_hash(density)
-        what = [weights, density.family, density.arguments, str(density.dtype), density.layout, _written_by()]
+        block_rows = chunk_rows * chunks
+        blocks = -(-n // block_rows)
+        if blocks > MOST_BLOCKS:
+            raise ConfigError(
+                f"n {n:,}: {blocks:,} blocks of {block_rows:,} draws, at most {MOST_BLOCKS:,} are written: draw fewer, "
+                "or more at a time (block_rows)"
+            )
+        require_blocks(density, context, options, {block_rows, n - (blocks - 1) * block_rows})
+        kind = device or density.device.type
+        parts = {"the density": fingerprint(density)} | {name: fingerprint(options[name]) for name in sorted(options)}
+        what = [list(parts.items()), density.layout, _written_by()]
         given = None if context is None else context.tolist()
-        how = [n, chunk_rows * chunks, chunk_rows, seed, given, options, kind, os.environ.get(VARIABLE)]
-        token = hashlib.sha256(json.dumps([what, how], sort_keys=True, default=repr).encode()).hexdigest()
-        return cls(out, n, chunk_rows * chunks, chunk_rows, seed, context, options, kind, weights, token)
+        how = [n, block_rows, chunk_rows, seed, given, kind, os.environ.get(VARIABLE)]
+        token = hashlib.sha256(json.dumps([what, how], sort_keys=True).encode()).hexdigest()
+        own = ", ".join(name for name, part in parts.items() if part is None)
+        unknown = f"{own} holds a function or an object of your own" if own else ""
+        return cls(out, n, block_rows, chunk_rows, seed, context, options, kind, weights_hash(density), token, unknown)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -130,7 +142,7 @@ class Drawing:
             StoreError: Another output is there, or something else.
             RunError: The output cannot be written.
         """
-        with self._output.reported():
+        with reported(self.out):
             if self._output.is_done(overwrite):
                 return None
             if self._output.is_begun():
@@ -155,8 +167,8 @@ class Drawing:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         # What is compiled, and with it the last digits, must not depend on which blocks are left.
         with _one_thread(), _within_memory(rows), repeated(len(self)):
-            draws = _sampled(density, rows, self.context, seed, self.options, progress).to("cpu", density.dtype)
-        with self._output.reported():
+            draws = sampled(density, rows, self.context, seed, self.options, progress).to("cpu", density.dtype)
+        with reported(self.out):
             group = self._output.opened()
             for name, array in labelled_draws(density, draws.numpy(), start).items():
                 shard = encode_shard(array.values, self.chunk_rows, self.block_rows)
@@ -168,7 +180,7 @@ class Drawing:
         Raises:
             RunError: A block is not whole, or the output cannot be written; what is drawn is kept.
         """
-        with self._output.reported():
+        with reported(self.out):
             missing = self._missing()
             if missing:
                 raise RunError(f"{self.out}: block {missing[0]} is not whole: the same command draws it again")
@@ -176,7 +188,7 @@ class Drawing:
 
     @property
     def _output(self) -> Output:
-        return Output(self.out, self.token)
+        return Output(self.out, self.token, unknown=self.unknown)
 
     def _lay_out(self, density: Density) -> None:
         """Make the arrays, so that every block has its place."""
@@ -194,7 +206,7 @@ class Drawing:
                     attributes=attributes,
                 )
             # Texts and numbers alone: NetCDF holds no more.
-            group.attrs.put(
+            group.attrs.update(
                 {
                     "model": self.weights,
                     "n": self.n,
@@ -243,21 +255,6 @@ def _one_context(density: Density, context: Any) -> Tensor | None:
     if packed.numel() != density.context_shape.numel():
         raise ShapeError(f"context: give one, for all draws; got {packed.numel() // density.context_shape.numel()}")
     return packed.reshape(density.context_shape)
-
-
-def _sampled(
-    density: Density, n: int, context: Tensor | None, seed: int, options: Mapping[str, Any], progress: bool
-) -> Tensor:
-    # Samplers that take long show how far they are.
-    shown = {"progress": progress} if "progress" in signature(density.sample).parameters else {}
-    return density.sample(n, context, seed=seed, **options, **shown)
-
-
-def _require_events(density: Density, context: Tensor | None, options: Mapping[str, Any]) -> None:
-    """Draw nothing: what is wrong with an option, the density itself tells."""
-    none = _sampled(density, 0, context, 0, options, progress=False)
-    if none.shape != (0, *density.event_shape):
-        raise ConfigError(f"{', '.join(options)}: one event a draw can be written, these options make more of it")
 
 
 def _no_draws(density: Density) -> np.ndarray:
@@ -311,6 +308,7 @@ def _within_memory(rows: int) -> Iterator[None]:
         # Of a GPU it has a class of its own, of the machine only words.
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "you tried to allocate" in str(error):
             raise RunError(
-                f"{rows:,} draws at a time do not fit into memory: lower --block-rows; the drawing then begins anew"
+                f"{rows:,} draws at a time do not fit into memory: lower block_rows (--block-rows); the drawing then "
+                "begins anew"
             ) from None
         raise

@@ -5,26 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import fsspec
 import numpy as np
-import zarr
 from safetensors.numpy import load, save
 
-from sciflow.data.place import consolidate, put_in_place, require_apart
+from sciflow.data.place import require_apart
 from sciflow.data.split import SPLITS
-from sciflow.data.store import Store, is_url, open_store
+from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import RunError, SciflowError, StoreError
+from sciflow.errors import RunError
 from sciflow.families import load as load_density
 from sciflow.kernels import repeated
+from sciflow.scoring.output import Output, reported
 from sciflow.scoring.score import FIELDS, NO_SPLIT, labelled, require_layout, score_rows, split_attributes
 from sciflow.training.run import require_ended
 
@@ -71,24 +69,14 @@ class Scoring:
         for source in (self.store, self._description.parent):
             require_apart(self.out, source)
         require_layout(density, store.layout, self.store)
-        token = self._token(store)
-        with self._reported():
-            if self._files.exists(self._path):
-                if not self._files.exists(f"{self._path}/zarr.json"):
-                    raise StoreError(f"{self.out}: not a Zarr store, so it is not replaced: choose another name")
-                attributes = self._attributes()
-                if attributes.get("scoring") == token:
-                    self._remove(self._folder)
-                    if not overwrite:
-                        return None
-                elif attributes.get("unfinished") != token and not overwrite:
-                    raise StoreError(
-                        f"{self.out}: already there, with other contents; choose another name, or replace it by "
-                        "--overwrite"
-                    )
-            note = json.dumps({"token": token}).encode()
+        output = self._output(store)
+        with reported(self.out):
+            if output.is_done(overwrite):
+                self._remove_parts()
+                return None
+            note = json.dumps({"token": output.token}).encode()
             if not self._files.exists(self._note) or self._files.cat_file(self._note) != note:
-                self._remove(self._folder)
+                self._remove_parts()
                 self._files.makedirs(self._folder)
                 self._files.pipe_file(self._note, note)
             there = {name.rpartition("/")[2] for name in self._files.ls(self._folder, detail=False)}
@@ -108,61 +96,56 @@ class Scoring:
         content += hashlib.sha256(content).digest()
         part = self._part(split, number)
         partial = f"{self._folder}/.{split}-{number:05d}.{os.getpid()}.partial"
-        with self._reported():
+        with reported(self.out):
             try:
                 self._files.pipe_file(partial, content)
                 self._files.mv(partial, part)
             except OSError:
                 with suppress(OSError):
-                    self._remove(partial)
+                    self._files.rm(partial)
                 raise
         return int(stop - start)
 
     def finish(self) -> None:
         """Put the parts together over the store's own coordinates, and remove them.
 
-        On a file system the output appears whole. Elsewhere nothing can be renamed: until it is whole, its attribute
-        ``unfinished`` stands where ``scoring`` will be.
-
         Raises:
             RunError: A part is damaged, or the output cannot be written; what is scored is kept.
         """
-        target = self.out if is_url(self.out) else f"{self.out}.partial"
-        with self._reported():
-            self._remove(target)
-            try:
-                self._put_together(target)
-            except OSError:
-                if target != self.out:
-                    shutil.rmtree(target, ignore_errors=True)
-                raise
-            if target != self.out:
-                put_in_place(Path(target), Path(self.out))
-            self._remove(self._folder)
-
-    def _put_together(self, target: str) -> None:
         store = open_store(self.store)
+        output = self._output(store)
+        with reported(self.out):
+            try:
+                self._put_together(store, output)
+            except OSError:
+                # Parts are kept; what is half put together is not worth its place on a disk that is full.
+                with suppress(OSError):
+                    output.discard()
+                raise
+            output.finish()
+            self._remove_parts()
+
+    def _put_together(self, store: Store, output: Output) -> None:
+        """Write all parts over the store's own coordinates."""
         density = load_density(self.model)
         dims = tuple(dim.name for dim in store.layout.sample_dims)
         kind = density.likelihood(np.zeros((0, *store.event_shape)), _no_context(store)).kind
-        token = self._token(store)
         coordinates: xr.Dataset | None = store.coordinates
-        # One variable at a time: memory is bounded by the largest of them.
-        for name in (*FIELDS, "split"):
-            dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
-            grid = np.full(store.layout.num_grid_events, empty, dtype)
-            for record in store.manifest.shards:
-                part = self._read(record.split, record.number)
-                grid[part["index"]] = part[name] if name in FIELDS else SPLITS.index(record.split)
-            array = {name: grid.reshape(store.layout.grid_shape)}
-            dataset = labelled(array, dims, coordinates, kind, unfinished=token)
-            if name == "split":
-                dataset[name].attrs = split_attributes()
-            dataset.to_zarr(target, mode="a", zarr_format=3, consolidated=False)
-            coordinates = None
-        group = zarr.open_group(target, mode="r+")
-        group.attrs.put({"likelihood": kind, "model": self._weights(), "store": store.fingerprint, "scoring": token})
-        consolidate(target)
+        with output.laid_out():
+            # One variable at a time: memory is bounded by the largest of them.
+            for name in (*FIELDS, "split"):
+                dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
+                grid = np.full(store.layout.num_grid_events, empty, dtype)
+                for record in store.manifest.shards:
+                    part = self._read(record.split, record.number)
+                    grid[part["index"]] = part[name] if name in FIELDS else SPLITS.index(record.split)
+                array = {name: grid.reshape(store.layout.grid_shape)}
+                dataset = labelled(array, dims, coordinates, kind, unfinished=output.token)
+                if name == "split":
+                    dataset[name].attrs = split_attributes()
+                dataset.to_zarr(output.target, mode="a", zarr_format=3, consolidated=False)
+                coordinates = None
+            output.opened().attrs.update({"model": self._weights(), "store": store.fingerprint})
 
     def _read(self, split: str, number: int) -> dict[str, np.ndarray]:
         content = self._files.cat_file(self._part(split, number))
@@ -175,13 +158,9 @@ class Scoring:
         return fsspec.core.url_to_fs(self.out)[0]
 
     @property
-    def _path(self) -> str:
-        """The output, as its file system calls it."""
-        return str(fsspec.core.url_to_fs(self.out)[1])
-
-    @property
     def _folder(self) -> str:
-        return f"{self._path}.parts"
+        """Of parts, as its file system calls it."""
+        return f"{fsspec.core.url_to_fs(self.out)[1]}.parts"
 
     @property
     def _note(self) -> str:
@@ -190,28 +169,16 @@ class Scoring:
     def _part(self, split: str, number: int) -> str:
         return f"{self._folder}/{split}-{number:05d}.safetensors"
 
-    def _remove(self, path: str) -> None:
-        if self._files.exists(path):
-            self._files.rm(path, recursive=True)
+    def _remove_parts(self) -> None:
+        if self._files.exists(self._folder):
+            self._files.rm(self._folder, recursive=True)
 
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except SciflowError:
-            raise
-        except OSError as error:
-            raise RunError(
-                f"{self.out}: cannot be written: {error.strerror or error}; what is scored is kept: "
-                "make room or mend it, and run the same command again"
-            ) from None
-
-    def _token(self, store: Store) -> str:
-        """What the output depends on; parts of another model or store are not mixed in."""
+    def _output(self, store: Store) -> Output:
         model = hashlib.sha256(self._description.read_bytes()).hexdigest()
         # The fingerprint is of the events; where they stand, and what the places are called, is in the files' hashes.
         store_ = [store.fingerprint, store.layout.to_json(), store.manifest.files]
-        return hashlib.sha256(json.dumps([model, store_, self.batch_size], sort_keys=True).encode()).hexdigest()
+        token = hashlib.sha256(json.dumps([model, store_, self.batch_size], sort_keys=True).encode()).hexdigest()
+        return Output(self.out, token, name="scoring")
 
     def _weights(self) -> str:
         return str(json.loads(self._description.read_text())["weights"]["sha256"])
@@ -220,13 +187,6 @@ class Scoring:
     def _description(self) -> Path:
         folder = Path(self.model)
         return next(f for f in (folder / "model.json", folder / "model" / "model.json") if f.exists())
-
-    def _attributes(self) -> dict[str, Any]:
-        """Of the output that is there already; none where it is damaged."""
-        try:
-            return dict(json.loads(self._files.cat_file(f"{self._path}/zarr.json"))["attributes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
 
 
 def _no_context(store: Store) -> np.ndarray | None:

@@ -36,10 +36,12 @@ def write_samples(
     """Draw events in this process, and write them as a Zarr store with the variables of the training data.
 
     A drawing that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one; one that
-    is done is left as it is.
+    is done is left as it is. What a function does, and an object of a class of your own, cannot be compared: with one
+    among the options, or in the density, a drawing that was interrupted begins anew, and one that is done is not taken
+    for the same.
 
     Args:
-        density: A trained density.
+        density: A trained density; it stays in the mode it is in.
         n: Number of draws.
         out: Zarr store to be written; a path, or a URL that fsspec knows.
         context: One context, for a conditional density.
@@ -54,9 +56,11 @@ def write_samples(
         Where they are.
 
     Raises:
-        ConfigError: ``n`` is below 1, the seed below 0, or an option unknown.
-        ShapeError: The context is missing, or not one of this density's.
-        StoreError: Another output is already there, or is being written by another process.
+        ConfigError: ``n`` is below 1, the seed below 0, an option unknown, ``out`` no place, or there are too many
+            blocks.
+        ShapeError: The context is missing, or not one of this density's; or guidance has rows of which ``n`` and
+            ``block_rows`` are no multiples.
+        StoreError: Another output is already there, or what is none; or another process is writing it.
         RunError: It cannot be written, or does not fit into memory; what is drawn is kept.
 
     Example:
@@ -66,13 +70,13 @@ def write_samples(
         >>> xarray.open_zarr(path).x.shape
         (5, 2)
     """
-    job = Drawing.of(density, n, str(out), context=context, options=options, seed=seed, block_rows=block_rows)
-    with nullcontext() if is_url(out) else writing(Path(out)):
+    job = Drawing.of(density, n, out, context=context, options=options, seed=seed, block_rows=block_rows)
+    with nullcontext() if is_url(job.out) else writing(Path(job.out)):
         waiting = job.begin(density, overwrite)
         if waiting is not None:
             draw_here(job, density, waiting, progress)
             job.finish()
-    return out if is_url(out) else Path(out)
+    return job.out if is_url(job.out) else Path(job.out)
 
 
 def draw_here(job: Drawing, density: Density, waiting: list[int], progress: bool) -> None:

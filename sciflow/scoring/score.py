@@ -17,6 +17,7 @@ from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import ConfigError, LayoutError, ShapeError
 from sciflow.kernels import repeated
+from sciflow.modes import in_evaluation_mode
 from sciflow.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def score(
     """Return the likelihood of every event, labelled with the data's own coordinates.
 
     Args:
-        density: A trained density.
+        density: A trained density; it stays in the mode it is in.
         data: A store or its path, labelled data with the variables that the density was trained on (``xarray``,
             pandas), or an array ``[n, *event_shape]``.
         context: ``[n, *context_shape]`` for a conditional density and an array, or one for all; where contexts have
@@ -87,7 +88,6 @@ def score(
         raise ConfigError(f"batch_size {batch_size}: 1 event or more at a time")
     if isinstance(data, (str, Path)):
         data = open_store(data)
-    density.eval()
     if isinstance(data, Store):
         return _score_store(density, data, method, batch_size, progress, options)
     if hasattr(data, "dims") or hasattr(data, "columns"):
@@ -110,7 +110,7 @@ def score(
 def score_rows(
     density: Density, events: Any, context: Any, method: str | None, batch_size: int, **options: Any
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Score rows in batches.
+    """Score rows in batches, in evaluation mode.
 
     Returns:
         An array ``[n]`` for every entry of :data:`FIELDS`, and the kind of likelihood.
@@ -121,7 +121,7 @@ def score_rows(
     # One context for all may come as one row, too.
     per_row = context is not None and context.ndim > len(density.context_shape or ()) and len(context) > 1
     starts = range(0, max(1, len(events)), batch_size)
-    with torch.no_grad(), repeated(len(starts)):
+    with torch.no_grad(), in_evaluation_mode(density), repeated(len(starts)):
         for start in starts:
             rows = slice(start, start + batch_size)
             record = density.likelihood(events[rows], context[rows] if per_row else context, method, **options)

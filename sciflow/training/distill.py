@@ -6,9 +6,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from sciflow.diffusion.diffusion import Diffusion
 from sciflow.diffusion.distillation.progressive import Progressive
 from sciflow.diffusion.distillation.student import Student
+from sciflow.errors import ConfigError
 from sciflow.training.fit import fit
 
 __all__ = ["distill"]
@@ -61,10 +65,13 @@ def distill(
         >>> student.sample(5, seed=0).shape
         torch.Size([5, 2])
     """
+    if teacher is None:
+        raise ConfigError("teacher: give a trained Diffusion, or the folder of one; got None")
     held: dict[str, Any] = {"validation": validation, "validation_context": validation_context, "context": context}
     student = Student(
         teacher=teacher, method=method, num_steps=num_steps, guidance=guidance, network=network, seed=seed
     )
+    _require_trained(student.teacher)
     if isinstance(student.method, Progressive):
         wanted = student.num_steps
         for stage in student.method.stages(wanted):
@@ -75,3 +82,9 @@ def distill(
     else:
         fit(student, data, seed=seed, progress=progress, **held, **training)
     return student
+
+
+def _require_trained(teacher: nn.Module | None) -> None:
+    """Refuse a teacher whose own training has diverged, before a student is taught nonsense."""
+    if teacher is not None and not all(bool(torch.isfinite(weight).all()) for weight in teacher.parameters()):
+        raise ConfigError("teacher: its weights are not finite: its training has diverged; train it again")

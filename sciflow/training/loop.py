@@ -339,17 +339,19 @@ def _fail(
     mine = batch.rows[(~torch.isfinite(losses.detach())).cpu().numpy()] if len(losses) else batch.rows[:0]
     numbers = mine if data.numbers is None else data.numbers[mine]
     rows = sorted(row for found in process.gather(numbers.tolist()) for row in found)
-    what = (
-        f"the loss of {data.name} {named_rows(rows)} is not finite"
-        if rows
-        else "the gradient is not finite, though the loss is"
-    )
+    if not rows:
+        what = "the gradient is not finite, though the loss is"
+    elif len(rows) == sum(process.gather(len(batch.rows))):
+        what = "the loss is finite of no row of the batch: the weights have diverged"
+    else:
+        what = f"the loss of {data.name} {named_rows(rows)} is not finite"
     if folder is not None:
         kept = f"the last good checkpoint is in {folder}"
     else:
         step = state.best_step if state.best_weights else state.step
-        kept = f"the density has the weights of step {step}"
+        good = "" if state.best_weights else ", no good ones: build it anew"
+        kept = f"the density has the weights of step {step}{good}"
     raise TrainingError(
-        f"step {state.step}: {what}; {kept}. Look at these rows, or lower training.learning_rate (or "
+        f"step {state.step}: {what}; {kept}. Look at the rows, or lower training.learning_rate (or "
         "training.gradient_clip)"
     )

@@ -148,6 +148,8 @@ def draw(data: np.ndarray, draws: np.ndarray, sea: np.ndarray, unit: str, path: 
         powers.loglog(np.arange(1, len(spectrum(values, sea)) + 1), spectrum(values, sea), label=kind)
     histogram.set(xlabel=f"value [{unit}]", yticks=[])
     powers.set(xlabel="wave number along longitude", ylabel="power")
+    powers.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"], minor=False)
+    powers.tick_params(axis="x", which="minor", labelbottom=False)
     histogram.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)

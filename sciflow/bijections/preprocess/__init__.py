@@ -12,6 +12,7 @@ from sciflow.bijections.preprocess.angles import Angles
 from sciflow.bijections.preprocess.bounds import Log, Log1p, Logit
 from sciflow.bijections.preprocess.dequantize import Dequantize
 from sciflow.bijections.preprocess.preprocessor import Preprocessor
+from sciflow.bijections.preprocess.rescale import Rescale
 from sciflow.bijections.preprocess.standardize import Standardize
 from sciflow.bijections.preprocess.variational import VariationalDequantize
 from sciflow.bijections.some import OnSome
@@ -24,6 +25,7 @@ __all__ = [
     "Log1p",
     "Logit",
     "Preprocessor",
+    "Rescale",
     "Standardize",
     "VariationalDequantize",
     "preprocessing",
@@ -32,6 +34,7 @@ __all__ = [
 _KINDS: dict[str, type[Bijection]] = {
     "none": Identity,
     "standardize": Standardize,
+    "rescale": Rescale,
     "log": Log,
     "log1p": Log1p,
     "logit": Logit,
@@ -41,16 +44,19 @@ _KINDS: dict[str, type[Bijection]] = {
 
 
 def preprocessing(
-    names: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], event_shape: Sequence[int]
+    names: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+    event_shape: Sequence[int],
+    unit_size: bool = False,
 ) -> Bijection:
     """Build the chain from data units that a workflow or model file names.
 
     Args:
-        names: One name or several, applied in order: ``"standardize"``, ``"log"``, ``"log1p"``, ``"logit"``,
-            ``"dequantize"``, ``"variational_dequantize"``, ``"none"``; with options, a mapping such as
+        names: One name or several, applied in order: ``"standardize"``, ``"rescale"``, ``"log"``, ``"log1p"``,
+            ``"logit"``, ``"dequantize"``, ``"variational_dequantize"``, ``"none"``; with options, a mapping such as
             ``{"logit": {"low": 0, "high": 1}}``. Of a vector event, ``"features"`` says which ones alone it is for,
             such as ``{"log": {"features": [0, 3]}}``.
         event_shape: Shape of one event.
+        unit_size: Rescale what comes out to mean 0 and standard deviation 1 overall, unless the chain ends with that.
 
     Raises:
         ConfigError: A name or an option is unknown, or a dequantisation is not the first of the chain.
@@ -63,6 +69,8 @@ def preprocessing(
         sciflow.errors.ConfigError: preprocess: unknown 'standardise'; did you mean standardize?
     """
     steps = [names] if isinstance(names, str | Mapping) or not isinstance(names, Sequence) else list(names)
+    if unit_size and (not steps or steps[-1] not in ("standardize", "rescale")):
+        steps.append("rescale")
     bijections = [_build(step, event_shape) for step in steps]
     if not bijections:
         return Identity(event_shape)

@@ -34,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "consistency-training": ConsistencyTraining,
 }
 MOST_STEPS = 4
+_MOST_GUIDANCE = 1000
 _REFERENCE_STEPS = 8
 
 
@@ -112,10 +113,10 @@ class Student(Density):
         arguments = Arguments("Student")
         arguments.choice("method", method, tuple(METHODS))
         arguments.whole("num_steps", num_steps, 1, MOST_STEPS)
-        arguments.require("guidance", guidance, _is_scale(guidance), "a number from -1,000 to 1,000")
+        arguments.number("guidance", guidance, -_MOST_GUIDANCE, _MOST_GUIDANCE)
         if context_dropout is not None:
-            arguments.fraction("context_dropout", context_dropout)
-        arguments.seed(seed)
+            context_dropout = arguments.fraction("context_dropout", context_dropout)
+        seed = arguments.seed(seed)
         taught_by = None if teacher is None else teacher_from(teacher)
         if taught_by is None and METHODS[method].needs_teacher:
             raise ConfigError(
@@ -126,9 +127,12 @@ class Student(Density):
             units = copy.deepcopy((taught_by.preprocess, taught_by.preprocess_context))
         elif event_shape is not None:
             shape, conditions = checked_shape(event_shape, "event_shape"), context_shape
-            units = preprocessing(plain("preprocess", preprocess), shape), context_preprocessing(context_shape)
+            units = (
+                preprocessing(plain("preprocess", preprocess), shape, unit_size=True),
+                context_preprocessing(context_shape),
+            )
         else:
-            raise ConfigError("Student: give event_shape, or a teacher that has one")
+            raise ConfigError("Student: give a teacher, or event_shape where there is none")
         super().__init__(
             shape,
             conditions,
@@ -137,7 +141,6 @@ class Student(Density):
             arguments={
                 **arguments.values,
                 "teacher": None if taught_by is None else record_of(taught_by, teacher),
-                "guidance": float(guidance),
                 "network": network if isinstance(network, nn.Module) else plain("network", network),
                 "context_dropout": context_dropout,
                 "preprocess": plain("preprocess", preprocess),
@@ -181,7 +184,8 @@ class Student(Density):
             ``[n, *context_batch, *event_shape]``, without gradient.
 
         Raises:
-            ConfigError: There is no such option, or the student does not draw in so many steps.
+            ConfigError: There is no such option, the student does not draw in so many steps, or a context is not given
+                and was never left out while training.
         """
         if options:
             raise ConfigError(f"sampling from a student takes num_steps; got {', '.join(options)}")
@@ -232,6 +236,11 @@ class Student(Density):
         return self._drawn(z, context, 1 if self.method.renoises else self.num_steps, None)
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
+        if context is not None and not self._context_dropout and not self.knows(context).all():
+            raise ConfigError(
+                "context: this student was trained with context_dropout 0, so it knows nothing without a context: give "
+                "all of it, or train with 0.1"
+            )
         drawn = [
             self._drawn(self._noise(len(rows), generator), c, options["num_steps"], generator)
             for rows, c in in_parts(n, self.event_shape.numel(), context)
@@ -248,7 +257,7 @@ class Student(Density):
             flow_map=self.flow_map,
             teacher=self._mean if self.teacher is not None and self.method.asks_teacher else None,
             events=y,
-            context=self._dropped(context),
+            context=some_left_out(context, self._context_dropout),
             num_steps=self.num_steps,
             step=int(self.trained_steps),
         )
@@ -300,11 +309,12 @@ class Student(Density):
         distances = [(a - b).flatten(1).square().mean(1).sqrt() for a, b in ((one, y), (other, y), (one, other))]
         return (distances[0] + distances[1] - distances[2]) / (2 * self.flow_map.data_std)
 
-    def _dropped(self, context: Tensor | None) -> Tensor | None:
-        probability = self.arguments["context_dropout"]
-        if probability is None:
-            probability = 0.1 if self.teacher is None else self.teacher.arguments.get("context_dropout", 0.0)
-        return some_left_out(context, probability)
+    @property
+    def _context_dropout(self) -> float:
+        own = self.arguments["context_dropout"]
+        if own is not None:
+            return float(own)
+        return 0.1 if self.teacher is None else float(self.teacher.arguments.get("context_dropout", 0.0))
 
     def _teacher_for(self, what: str) -> Diffusion:
         if self.teacher is None:
@@ -317,7 +327,3 @@ class Student(Density):
             f"Student(method={self.arguments['method']!r}, num_steps={self.num_steps}, "
             f"event_shape={tuple(self.event_shape)}, {taught})"
         )
-
-
-def _is_scale(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1000

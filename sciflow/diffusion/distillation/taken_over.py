@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sciflow import model_file
 from sciflow.conditions import Conditions
@@ -37,6 +37,9 @@ def teacher_from(given: Any) -> Diffusion:
             teacher.provenance = given["provenance"]
             return teacher
         if isinstance(given, str | Path):
+            family = model_file.family_of(given)
+            if family != Diffusion.family:
+                raise ConfigError(f"{given} holds a model of family {family!r}; a teacher must be a diffusion model")
             found = model_file.load(given, {Diffusion.family: Diffusion})
             assert isinstance(found, Diffusion)
             return found
@@ -83,11 +86,11 @@ def first_flow_map(
         ConfigError: There is no such network, or none to take over.
     """
     if teacher is None:
-        return FlowMap(_new_network(network, event_shape, contexts), as_schedule("edm"), "edm")
+        return FlowMap(build_network(network, event_shape, contexts, num_levels=2), as_schedule("edm"), "edm")
     denoiser = teacher.denoiser
     parametrization = denoiser.parametrization if isinstance(denoiser, NetworkDenoiser) else "edm"
     if network is not None:
-        built = _new_network(network, event_shape, contexts)
+        built = build_network(network, event_shape, contexts, num_levels=2)
     elif not isinstance(denoiser, NetworkDenoiser):
         raise ConfigError(
             "teacher: made by from_denoiser, it has no network for the student to begin with: give network='mlp', or "
@@ -99,7 +102,7 @@ def first_flow_map(
                 "teacher: its network is your own, and knows of one noise level: choose method 'consistency' or "
                 "'progressive', or give network=... for the student, which is told of two"
             )
-        built = _Own(copy.deepcopy(denoiser.network), knows_target=False)
+        built = copy.deepcopy(denoiser.network)  # which is told of the first of two levels
     else:
         built = build_network(teacher.arguments["network"], event_shape, contexts, num_levels=2)
         own = built.state_dict()
@@ -108,22 +111,3 @@ def first_flow_map(
     flow_map = FlowMap(built, teacher.schedule, parametrization)
     flow_map.data_std.copy_(denoiser.data_std)
     return flow_map
-
-
-def _new_network(given: Any, event_shape: torch.Size, contexts: Contexts | None) -> nn.Module:
-    built = build_network(given, event_shape, contexts, num_levels=2)
-    return _Own(built, knows_target=True) if isinstance(given, nn.Module) else built
-
-
-class _Own(nn.Module):
-    """A network of the user's own, which is told of every row's levels; that of a teacher knows of the first alone."""
-
-    def __init__(self, network: nn.Module, knows_target: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.knows_target = knows_target
-
-    def forward(self, x: Tensor, levels: Tensor, context: Tensor | None = None) -> Tensor:
-        levels = levels.expand(len(x), -1)
-        answer: Tensor = self.network(x, levels if self.knows_target else levels[:, 0], context)
-        return answer

@@ -157,7 +157,7 @@ class Density(nn.Module, ABC):
         """
         shape = checked_draws(n)
         c = self._context(context)
-        if c is not None and self.conditions is not None:
+        if c is not None and self.conditions is not None and not torch.compiler.is_compiling():
             self.conditions.require_no_infinity(c)
         context_batch = () if c is None else c.shape[: c.ndim - len(self.context_shape or ())]
         batch = (*shape, *context_batch)

@@ -300,8 +300,8 @@ class TestErrors:
     def test_of_an_output_that_is_there(self, workflow, sciflow, problem):
         sciflow("train", workflow, "--local")
         Path("draws.zarr").mkdir()
-        assert "already there" in problem("sample", "runs/demo", "--out", "draws.zarr")
-        assert "not a Zarr store" in problem("sample", "runs/demo", "--out", "draws.zarr", "--overwrite")
+        for overwrite in ([], ["--overwrite"]):
+            assert "something else is there" in problem("sample", "runs/demo", "--out", "draws.zarr", *overwrite)
 
     def test_of_a_context_that_is_none(self, workflow, sciflow, problem):
         sciflow("train", workflow, "--local")

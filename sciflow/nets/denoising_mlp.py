@@ -27,8 +27,9 @@ class DenoisingMLP(nn.Module):
 
     Waves of the elements show the network what is fine, such as edges and steps, sooner (Tancik et al.,
     arXiv:2006.10739; Kingma et al., arXiv:2107.00630). They fade where the noise, of level :math:`k`, covers them:
-    there they would only make the answer rough. There are none by default: of two tables one gains by four octaves
-    (power plant, 0.3 nats of the bound), the other does not (HTRU2).
+    there they would only make the answer rough. Four octaves by default: after 5,000 steps on rings in the plane the
+    bound is 0.6 nats above that without any, and boosted trees tell draws from data in 50 % of cases instead of 68 %; on
+    tables (HTRU2, power plant) in 52 instead of 54 %, and in 57 instead of 60 %.
 
     Args:
         event_shape: Shape of one event.
@@ -53,7 +54,7 @@ class DenoisingMLP(nn.Module):
         num_levels: int = 1,
         hidden_features: Sequence[int] = (256, 256, 256, 256),
         embedding_features: int = 128,
-        num_frequencies: int = 0,
+        num_frequencies: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

@@ -28,8 +28,8 @@ class DenoisingMLP(nn.Module):
     Waves of the elements show the network what is fine, such as edges and steps, sooner (Tancik et al.,
     arXiv:2006.10739; Kingma et al., arXiv:2107.00630). They fade where the noise, of level :math:`k`, covers them:
     there they would only make the answer rough. Four octaves by default: after 5,000 steps on rings in the plane the
-    bound is 0.6 nats above that without any, and boosted trees tell draws from data in 50 % of cases instead of 68 %; on
-    tables (HTRU2, power plant) in 52 instead of 54 %, and in 57 instead of 60 %.
+    bound is 0.6 nats above that without any, and boosted trees tell draws from data in 50 % of cases instead of 68 %;
+    on tables (HTRU2, power plant) in 52 instead of 54 %, and in 57 instead of 60 %.
 
     Args:
         event_shape: Shape of one event.

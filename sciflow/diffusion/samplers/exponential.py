@@ -61,10 +61,13 @@ def weights(
     density = _SHARES * np.exp(-rate * (1 - _NODES))
     density *= total / density.sum()
     inside, known = (_place(np.asarray(at), variable) for at in (start + (end - start) * _NODES, places))
+    # Lagrange's polynomials: each is 1 at its own place, and 0 at the others.
     found = []
     for j, own in enumerate(known):
-        others = np.delete(known, j)[:, None]
-        found.append(float(density @ np.prod((inside - others) / (own - others), axis=0)))
+        polynomial = density
+        for other in (*known[:j], *known[j + 1 :]):
+            polynomial = polynomial * (inside - other) / (own - other)
+        found.append(float(polynomial.sum()))
     return found
 
 

@@ -46,6 +46,8 @@ class DenoisingMLP(nn.Module):
         torch.Size([7, 5])
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         event_shape: Sequence[int],
@@ -59,6 +61,7 @@ class DenoisingMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
+        self.register_buffer("frequencies", 2.0 ** torch.arange(1, num_frequencies + 1), persistent=False)
         num_features = torch.Size(event_shape).numel()
         self.conditioning = Conditioning(contexts, embedding_features, num_levels)
         self.first = nn.Linear(num_features * (1 + 2 * num_frequencies), hidden_features[0])
@@ -90,13 +93,14 @@ class DenoisingMLP(nn.Module):
         return self.last(F.silu(_modulated(h, *steering[-2:]))).reshape(x.shape)
 
     def _with_waves(self, x: Tensor, level: Tensor) -> Tensor:
-        noise = torch.exp(4 * (level if level.ndim == 1 else level[:, 0]))[:, None]
-        parts = [x]
-        for octave in range(1, self.num_frequencies + 1):
-            frequency = 2.0**octave
-            amplitude = torch.exp(-0.5 * (frequency * noise).square())
-            parts += [amplitude * torch.sin(frequency * x), amplitude * torch.cos(frequency * x)]
-        return torch.cat(parts, 1)
+        if not self.num_frequencies:
+            return x
+        noise = torch.exp(4 * (level if level.ndim == 1 else level[:, 0]))
+        amplitudes = torch.exp(-0.5 * (self.frequencies * noise[:, None]).square())[:, :, None, None]
+        angles = self.frequencies[:, None] * x[:, None]
+        # Octave by octave, sines and then cosines of all elements.
+        waves = amplitudes * torch.stack((torch.sin(angles), torch.cos(angles)), 2)
+        return torch.cat((x, waves.flatten(1)), 1)
 
 
 class _Block(nn.Module):

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from sciflow.density import MOST_SEED, checked_shape
 from sciflow.errors import ConfigError, nearest
 
-__all__ = ["GENERATORS", "MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "named", "plain", "seeded"]
+__all__ = ["GENERATORS", "MOST_FEATURES", "MOST_TRANSFORMS", "Arguments", "is_number", "named", "plain", "seeded"]
 
 # torch's own generators are those of the whole process: whoever sets them for a while must be alone with them.
 GENERATORS = threading.RLock()
@@ -55,21 +55,21 @@ class Arguments:
 
     def positive(self, name: str, value: Any) -> float:
         """A positive number, which float32 can work with."""
-        self.require(name, value, _is_number(value) and 0 < value < math.inf, "a positive number")
+        self.require(name, value, is_number(value) and 0 < value < math.inf, "a positive number")
         self.require(name, value, _LEAST <= value <= _MOST, f"{_LEAST:g} to {_MOST:g}")
         self.values[name] = float(value)
         return float(value)
 
     def number(self, name: str, value: Any, least: float, most: float) -> float:
         """A number within bounds."""
-        valid = _is_number(value) and least <= value <= most
+        valid = is_number(value) and least <= value <= most
         self.require(name, value, valid, f"a number from {least:,} to {most:,}")
         self.values[name] = float(value)
         return float(value)
 
     def fraction(self, name: str, value: Any) -> float:
         """A number from 0 to below 1."""
-        self.require(name, value, _is_number(value) and 0 <= value < 1, "at least 0 and below 1")
+        self.require(name, value, is_number(value) and 0 <= value < 1, "at least 0 and below 1")
         self.values[name] = float(value)
         return float(value)
 
@@ -88,18 +88,11 @@ class Arguments:
 
     def wholes(self, name: str, value: Any, least: int, most: int) -> tuple[int, ...]:
         """Whole numbers; one stands for a list of it alone."""
-        numbers = _several(value)
-        valid = all(_is_whole(number) and least <= number <= most for number in numbers)
-        self.require(name, value, valid, f"whole numbers of {least:,} to {most:,}")
-        self.values[name] = [operator.index(number) for number in numbers]
-        return tuple(self.values[name])
+        return self._several_whole(name, value, "numbers", 0, least, most)
 
     def widths(self, name: str, value: Any, most: int = MOST_FEATURES) -> tuple[int, ...]:
         """Widths of hidden layers; one number stands for one layer."""
-        widths = _several(value)
-        valid = len(widths) > 0 and all(_is_whole(width) and 1 <= width <= most for width in widths)
-        self.require(name, value, valid, f"whole widths of 1 to {most:,}")
-        return self.wholes(name, widths, 1, most)
+        return self._several_whole(name, value, "widths", 1, 1, most)
 
     def periods(self, name: str, value: Any, num_features: int) -> dict[int, float]:
         """Periods by place in the flattened event; a list of places stands for periods of 2 pi."""
@@ -112,7 +105,7 @@ class Arguments:
         places = [place for place, _ in pairs]
         valid = all(_is_whole(place) and 0 <= place < num_features for place in places)
         valid = valid and len(set(places)) == len(places)
-        self.require(name, value, valid and all(_is_number(p) and 0 < p < math.inf for _, p in pairs), expected)
+        self.require(name, value, valid and all(is_number(p) and 0 < p < math.inf for _, p in pairs), expected)
         within = all(_LEAST <= period <= _MOST for _, period in pairs)
         self.require(name, value, within, f"periods of {_LEAST:g} to {_MOST:g}")
         periods = {operator.index(place): float(period) for place, period in pairs}
@@ -132,10 +125,27 @@ class Arguments:
         self.require(name, value, all(map(_is_whole, _several(value))), "whole numbers")
         return checked_shape(value, name)
 
+    def _several_whole(self, name: str, value: Any, what: str, fewest: int, least: int, most: int) -> tuple[int, ...]:
+        numbers = _several(value)
+        valid = len(numbers) >= fewest and all(_is_whole(number) and least <= number <= most for number in numbers)
+        self.require(name, value, valid, f"whole {what} of {least:,} to {most:,}")
+        self.values[name] = [operator.index(number) for number in numbers]
+        return tuple(self.values[name])
+
     def require(self, name: str, value: object, valid: bool, expected: str) -> None:
         """Raise an error that says what ``name`` must be, unless it is."""
         if not valid:
             raise ConfigError(f"{self.family}: {name} must be {expected}; got {value!r:.200}")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, of Python's or NumPy's; true and false are none.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number("0.5")
+        (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def named(what: str, given: Any, known: Collection[str]) -> tuple[str, Mapping[str, Any]]:
@@ -229,7 +239,3 @@ def _is_whole(value: Any) -> bool:
         return operator.index(value) == value and not isinstance(value, bool)
     except TypeError:
         return False
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -24,7 +24,7 @@ from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.probability_flow import to_events, to_noise
 from sciflow.diffusion.row_noise import RowNoise
-from sciflow.diffusion.rows import deviation, in_parts, over_events, some_left_out
+from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
 from sciflow.diffusion.samplers import sampler as as_sampler
 from sciflow.diffusion.sampling import Drawing, draw
@@ -399,11 +399,7 @@ class Diffusion(Density):
         return torch.where(torch.isfinite(log_det), loss, torch.nan)
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
-        if self.arguments.get("context_dropout") == 0 and context is not None and not self.knows(context).all():
-            raise ConfigError(
-                "context: this density was trained with context_dropout 0, so it knows nothing without a context: give "
-                "all of it, or train with 0.1"
-            )
+        require_given(self, context, self.arguments.get("context_dropout"), "this density")
         drawing: Drawing = options["drawing"]
         guidance: Guidance = options["guided"]
         return_trajectory: bool = options["return_trajectory"]

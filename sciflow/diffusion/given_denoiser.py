@@ -62,6 +62,13 @@ class GivenDenoiser(Denoiser):
 
 
 def checked_mean(data_mean: Any, event_shape: torch.Size) -> Tensor:
+    """Return the mean of events that the user gives, in their shape.
+
+    Raises:
+        ConfigError: It is not finite.
+        DataError: It is not made of numbers.
+        ShapeError: It does not broadcast to events.
+    """
     mean = as_tensor(data_mean, "data_mean", None, dtype=torch.get_default_dtype(), device=torch.device("cpu"))
     try:
         mean = mean.expand(event_shape)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sciflow.arguments import is_number
 from sciflow.diffusion.rows import over_events
 from sciflow.errors import ConfigError, DataError, ShapeError, first_line
+from sciflow.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from sciflow.diffusion.diffusion import Diffusion
@@ -219,7 +220,7 @@ def guidance(given: Any) -> Guidance:
     """
     if isinstance(given, Guidance):
         return given
-    if not isinstance(given, bool) and isinstance(given, Real):
+    if is_number(given):
         return ClassifierFree(float(given))
     raise ConfigError(
         f"guidance: a number such as 2.0, or an object such as Autoguidance(...), expected; got {given!r:.80}"
@@ -261,9 +262,9 @@ def slope(what: str, answer: Tensor, at: Tensor, direction: Tensor, create_graph
         (found,) = torch.autograd.grad(
             answer, at, direction, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(f"{refusal}: {first_line(error)}") from error
     if found is None:
         raise ConfigError(refusal)
@@ -271,7 +272,7 @@ def slope(what: str, answer: Tensor, at: Tensor, direction: Tensor, create_graph
 
 
 def _checked_scale(scale: Any) -> float:
-    if isinstance(scale, bool) or not (isinstance(scale, Real) and abs(float(scale)) < _MOST_SCALE):
+    if not (is_number(scale) and abs(scale) < _MOST_SCALE):
         raise ConfigError(f"guidance: the scale must be a number, and below {_MOST_SCALE:g}; got {scale!r:.80}")
     return float(scale)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["deviation", "in_parts", "over_events", "some_left_out"]
+from sciflow.density import Density
+from sciflow.errors import ConfigError
+
+__all__ = ["deviation", "in_parts", "over_events", "require_given", "some_left_out"]
 
 _VALUES_AT_A_TIME = 1 << 20  # of events that are drawn together; networks hold some hundred times as many
 _ROWS_AT_A_TIME = 1 << 14
@@ -51,6 +54,25 @@ def some_left_out(context: Tensor | None, probability: float) -> Tensor | None:
         return context
     out = torch.rand(len(context), device=context.device) < probability
     return context.masked_fill(over_events(out, context), torch.nan)
+
+
+def require_given(density: Density, context: Tensor | None, dropout: float | None, whose: str) -> None:
+    """Refuse contexts of which a part is not given, where none was ever left out while training.
+
+    Args:
+        density: Knows which those are.
+        context: ``[n, *context_shape]`` or None.
+        dropout: Probability with which contexts were left out; None where that is not known.
+        whose: What to call the density in messages.
+
+    Raises:
+        ConfigError: There are such contexts.
+    """
+    if dropout == 0 and context is not None and not density.knows(context).all():
+        raise ConfigError(
+            f"context: {whose} was trained with context_dropout 0, so it knows nothing without a context: give all of "
+            "it, or train with 0.1"
+        )
 
 
 def deviation(preprocess: nn.Module, rows: Tensor) -> float:

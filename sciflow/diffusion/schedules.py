@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sciflow.arguments import named
+from sciflow.arguments import is_number, named
 from sciflow.errors import ConfigError
 
 __all__ = [
@@ -343,7 +343,7 @@ def _require_way_to_noise(chosen: Schedule) -> None:
 
 
 def _require_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not (isinstance(value, Real) and 1e-12 <= float(value) <= 1e12):
+    if not (is_number(value) and 1e-12 <= value <= 1e12):
         raise ConfigError(f"schedule: {name} must be a positive number; got {value!r:.80}")
 
 

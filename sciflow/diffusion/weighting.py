@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from sciflow.arguments import named
+from sciflow.arguments import is_number, named
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError, nearest
 
@@ -55,7 +54,7 @@ class Weighting:
                 raise ConfigError(f"weighting: {name}: got {value!r:.80}; {nearest(str(value), known)}")
         for name in ("mean", "std", "most"):
             value = getattr(self, name)
-            number = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+            number = is_number(value) and math.isfinite(value)
             if not number or (name != "mean" and value <= 0):
                 kind = "a number" if name == "mean" else "a positive number"
                 raise ConfigError(f"weighting: {name} must be {kind}; got {value!r:.80}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sciflow.errors import SciflowError, ShapeError, first_line
+from sciflow.memory import is_out_of_memory
 
 __all__ = ["GivenNetwork"]
 
@@ -21,6 +21,7 @@ class GivenNetwork(nn.Module):
         num_levels: Levels of a row that it is told of; where there are more, it is told of the first alone.
 
     Example:
+        >>> import torch
         >>> class Mean(nn.Module):
         ...     def forward(self, x, level, context=None):
         ...         return torch.sigmoid(-level)[:, None] * x
@@ -52,8 +53,8 @@ class GivenNetwork(nn.Module):
         try:
             answer = self.network(x, level, context)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, SciflowError) or _is_of_memory(error):
-                raise
+            if isinstance(error, SciflowError) or is_out_of_memory(error):
+                raise  # whoever asks for so many rows is told of it elsewhere
             told = f"context {None if context is None else list(context.shape)}"
             raise ShapeError(
                 f"{self._name}(x, level, context) fails where x is {list(x.shape)}, level {list(level.shape)} and "
@@ -70,8 +71,3 @@ class GivenNetwork(nn.Module):
     @property
     def _name(self) -> str:
         return f"network: {type(self.network).__name__}"
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whoever asks for so many rows is told of it elsewhere; of a GPU it has a class of its own, else only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "you tried to allocate" in str(error)

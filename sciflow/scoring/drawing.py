@@ -23,6 +23,7 @@ from sciflow.data.files import read_bytes, write_file
 from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, ShapeError
 from sciflow.kernels import VARIABLE, repeated
+from sciflow.memory import is_out_of_memory
 from sciflow.model_file import weights_hash
 from sciflow.scoring.fingerprint import fingerprint
 from sciflow.scoring.labels import labelled_draws
@@ -122,14 +123,16 @@ class Drawing:
             )
         require_blocks(density, context, options, {block_rows, n - (blocks - 1) * block_rows})
         kind = device or density.device.type
-        parts = {"the density": fingerprint(density)} | {name: fingerprint(options[name]) for name in sorted(options)}
-        what = [list(parts.items()), density.layout, _written_by()]
+        weights = weights_hash(density)
+        made_of = [type(density).__module__, type(density).__qualname__, str(density.dtype), density.arguments]
+        parts = {"the density": fingerprint(made_of)} | {name: fingerprint(options[name]) for name in sorted(options)}
+        what = [weights, list(parts.items()), density.layout, _written_by()]
         given = None if context is None else context.tolist()
         how = [n, block_rows, chunk_rows, seed, given, kind, os.environ.get(VARIABLE)]
         token = hashlib.sha256(json.dumps([what, how], sort_keys=True).encode()).hexdigest()
         own = ", ".join(name for name, part in parts.items() if part is None)
         unknown = f"{own} holds a function or an object of your own" if own else ""
-        return cls(out, n, block_rows, chunk_rows, seed, context, options, kind, weights_hash(density), token, unknown)
+        return cls(out, n, block_rows, chunk_rows, seed, context, options, kind, weights, token, unknown)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -305,8 +308,7 @@ def _within_memory(rows: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # Of a GPU it has a class of its own, of the machine only words.
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "you tried to allocate" in str(error):
+        if is_out_of_memory(error):
             raise RunError(
                 f"{rows:,} draws at a time do not fit into memory: lower block_rows (--block-rows); the drawing then "
                 "begins anew"

@@ -158,8 +158,8 @@ def checked_place(out: Any) -> str:
         ConfigError: It is neither.
 
     Example:
-        >>> checked_place("draws.zarr/"), checked_place("file:///tmp/draws.zarr")
-        ('draws.zarr', '/tmp/draws.zarr')
+        >>> checked_place("draws.zarr/"), checked_place("memory://bucket/draws.zarr/")
+        ('draws.zarr', 'memory://bucket/draws.zarr')
     """
     place = os.fspath(out) if isinstance(out, os.PathLike) else out
     if not isinstance(place, str) or "\0" in place:

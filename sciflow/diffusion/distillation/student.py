@@ -21,7 +21,7 @@ from sciflow.diffusion.distillation.progressive import Progressive
 from sciflow.diffusion.distillation.shortcut import Shortcut
 from sciflow.diffusion.distillation.taken_over import first_flow_map, record_of, shapes_of, teacher_from
 from sciflow.diffusion.guidance import guidance as as_guidance
-from sciflow.diffusion.rows import deviation, in_parts, over_events, some_left_out
+from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.errors import ConfigError
 
 __all__ = ["METHODS", "MOST_STEPS", "Student"]
@@ -238,11 +238,7 @@ class Student(Density):
         return self._drawn(z, context, 1 if self.method.renoises else self.num_steps, None)
 
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
-        if context is not None and not self._context_dropout and not self.knows(context).all():
-            raise ConfigError(
-                "context: this student was trained with context_dropout 0, so it knows nothing without a context: give "
-                "all of it, or train with 0.1"
-            )
+        require_given(self, context, self._context_dropout, "this student")
         drawn = [
             self._drawn(self._noise(len(rows), generator), c, options["num_steps"], generator)
             for rows, c in in_parts(n, self.event_shape.numel(), context)

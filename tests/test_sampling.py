@@ -697,7 +697,7 @@ class TestKilled:
         command = [*COMMAND, str(model), "--n", str(n), "--out", str(out), "--block-rows", "1", "--quiet"]
 
         def wait_for(count: int) -> None:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 120
             while len(list(blocks.glob("[0-9]*"))) < count:
                 assert child.poll() is None
                 assert time.monotonic() < deadline

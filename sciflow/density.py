@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -269,12 +270,12 @@ class Density(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The floating dtype of the model's own numbers."""
-        return next(t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(t.device for t in (*self.parameters(), *self.buffers()))
+        return next(t.device for t in chain(self.parameters(), self.buffers()))
 
     # What a family gives. --------------------------------------------------------------------------------------
 

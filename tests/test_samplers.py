@@ -378,7 +378,7 @@ class TestWeights:
     @pytest.mark.parametrize("strength", [1.0, 2.0])
     @pytest.mark.parametrize("fall", [1e-3, 0.7, 12.0])
     def test_integrate_polynomials(self, fall: float, strength: float) -> None:
-        places = [-1.0 - 0.4 * fall, -1.0, -1.0 + fall]
+        places = (-1.0 - 0.4 * fall, -1.0, -1.0 + fall)
         found = weights(-1.0, -1.0 + fall, places, "log", strength)
         for degree in range(3):
             expected, _ = scipy.integrate.quad(

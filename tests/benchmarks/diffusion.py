@@ -233,6 +233,7 @@ def speed(device: str, batch_size: int = 256, rounds: int = 21) -> None:
         times = {run: [] for run in (training, bare, sampling, passes)}
         for _ in range(rounds):
             for run, seconds in times.items():
+                run()  # as in a loop, where memory that a step needs is still at hand from the step before it
                 seconds.append(_seconds(run, device))
         step, network_step, draw, network_draw = (1000 * min(seconds) for seconds in times.values())
         table.add_row(

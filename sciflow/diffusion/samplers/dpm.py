@@ -45,7 +45,7 @@ class DPMSolver(Sampler):
         past.add(Point(t, x, process.mean(x, t)), keep=past.order(self.order))
         (_, sigma_t), (alpha_s, sigma_s) = process.levels(t), process.levels(s)
         start, end = process.log_signal(t), process.log_signal(s)
-        places = [process.log_signal(point.t) for point in past.points]
+        places = tuple(process.log_signal(point.t) for point in past.points)
         mean = combined(weights(start, end, places, self.variable, 1 + self.eta), past.points)
         forget = self.eta * (end - start)
         x = sigma_s / sigma_t * math.exp(-forget) * x + alpha_s * mean

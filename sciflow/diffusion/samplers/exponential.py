@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,9 +20,10 @@ _NODES = _NODES + 0.5
 _SIGNAL_SCALE = 1.5
 
 
+@lru_cache(maxsize=1024)  # every batch of a long draw takes the same steps
 def weights(
-    start: float, end: float, places: Sequence[float], variable: Variable = "signal", strength: float = 1.0
-) -> list[float]:
+    start: float, end: float, places: tuple[float, ...], variable: Variable = "signal", strength: float = 1.0
+) -> tuple[float, ...]:
     r"""Return the weights :math:`w_j` of means known at a few places, as of a polynomial through them.
 
     With :math:`\lambda = \log(\alpha / \sigma)` the probability-flow ODE is solved by
@@ -46,9 +47,9 @@ def weights(
         strength: Factor of the exponent; 2 for the reverse SDE.
 
     Example:
-        >>> [round(weight, 4) for weight in weights(0.0, 1.0, [0.0])]  # 1 - 1 / e
+        >>> [round(weight, 4) for weight in weights(0.0, 1.0, (0.0,))]  # 1 - 1 / e
         [0.6321]
-        >>> [round(weight, 4) for weight in weights(0.0, 1.0, [-1.0, 0.0], "log")]
+        >>> [round(weight, 4) for weight in weights(0.0, 1.0, (-1.0, 0.0), "log")]
         [-0.3161, 0.9482]
     """
     rate = strength * (end - start)
@@ -57,7 +58,7 @@ def weights(
         # As published: the polynomial's slope counts half of what its value does, B2 in UniPC's words.
         other = next(place for place in places if place != start)
         slope = total / 2 * (end - start) / (other - start)
-        return [float(total - slope if place == start else slope) for place in places]
+        return tuple(float(total - slope if place == start else slope) for place in places)
     density = _SHARES * np.exp(-rate * (1 - _NODES))
     density *= total / density.sum()
     inside, known = (_place(np.asarray(at), variable) for at in (start + (end - start) * _NODES, places))
@@ -68,7 +69,7 @@ def weights(
         for other in (*known[:j], *known[j + 1 :]):
             polynomial = polynomial * (inside - other) / (own - other)
         found.append(float(polynomial.sum()))
-    return found
+    return tuple(found)
 
 
 def require_variable(value: object) -> None:

@@ -47,6 +47,6 @@ class UniPC(Sampler):
     def _solved(self, process: Process, start: Point, s: float, points: Sequence[Point]) -> Tensor:
         """The state at time ``s``, from ``start`` on, with the means of ``points``."""
         (_, sigma_t), (alpha_s, sigma_s) = process.levels(start.t), process.levels(s)
-        places = [process.log_signal(point.t) for point in points]
+        places = tuple(process.log_signal(point.t) for point in points)
         shares = weights(process.log_signal(start.t), process.log_signal(s), places, self.variable)
         return sigma_s / sigma_t * start.x + alpha_s * combined(shares, points)

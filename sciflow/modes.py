@@ -12,21 +12,21 @@ __all__ = ["in_evaluation_mode"]
 
 @contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Be without dropout, and let layers learn nothing from what passes; then be as before.
+    """Be without dropout, and let layers learn nothing from what passes; then every layer is as it was before.
 
     Example:
-        >>> module = nn.Dropout(0.5)
+        >>> module = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2).eval())
         >>> with in_evaluation_mode(module):
-        ...     print(module.training)
-        False
-        >>> module.training
-        True
+        ...     [part.training for part in module]
+        [False, False]
+        >>> [part.training for part in module]
+        [True, False]
     """
-    training = module.training
-    if training:
+    modes = {part: part.training for part in module.modules()} if module.training else {}
+    if modes:
         module.eval()
     try:
         yield
     finally:
-        if training:
-            module.train()
+        for part, training in modes.items():
+            part.training = training

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sciflow.bijections.base import Bijection
 from sciflow.errors import DataError, TrainingError
+from sciflow.modes import in_evaluation_mode
 
 __all__ = ["ActNorm", "initialise"]
 
@@ -131,19 +132,16 @@ def initialise(bijection: Bijection, x: Tensor, context: Tensor | None = None) -
         assert isinstance(module, ActNorm)
         module._initialise(given[0])
 
-    modes = {module: module.training for module in bijection.modules()}
-    waiting = [module for module in modes if isinstance(module, ActNorm) and not module.is_fitted]
+    waiting = [module for module in bijection.modules() if isinstance(module, ActNorm) and not module.is_fitted]
     if not waiting:
         return
     hooks = [module.register_forward_pre_hook(begin) for module in waiting]
-    bijection.eval()
     try:
-        bijection(x, context)
+        with in_evaluation_mode(bijection):
+            bijection(x, context)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
 
 
 def _read_flag(module: nn.Module, incompatible_keys: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sciflow.bijections.base import Bijection
 from sciflow.errors import ShapeError
+from sciflow.modes import in_evaluation_mode
 
 __all__ = ["Composite"]
 
@@ -80,10 +81,8 @@ class Composite(Bijection):
         They run in eval mode meanwhile: what is fitted is then a function of the rows alone, not of random noise.
         """
         self.batch_shape(x)
-        training = self.training
-        self.eval()
-        for bijection in self.bijections:
-            bijection.fit(x)  # type: ignore[operator]
-            x, _ = bijection(x)
-        self.train(training)
+        with in_evaluation_mode(self):
+            for bijection in self.bijections:
+                bijection.fit(x)  # type: ignore[operator]
+                x, _ = bijection(x)
         return self

@@ -10,7 +10,19 @@ import zarr
 
 from sciflow.errors import StoreError
 
-__all__ = ["consolidate", "put_in_place", "require_apart", "require_free"]
+__all__ = ["already_there", "consolidate", "put_in_place", "require_apart", "require_free"]
+
+
+def already_there(place: str | Path, what: str = "") -> StoreError:
+    """Return the error of a place that is taken, and may be replaced by who says so.
+
+    Args:
+        place: A path or a URL.
+        what: Is there, where that is known.
+    """
+    return StoreError(
+        f"{place}: already there{what}; choose another name, or replace it by overwrite=True (--overwrite)"
+    )
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -22,7 +34,7 @@ def require_free(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise StoreError(f"{path}: already there; choose another name, or replace it by overwrite=True (--overwrite)")
+        raise already_there(path)
     if not (path / "zarr.json").exists():
         raise StoreError(f"{path}: not a Zarr store, so it is not replaced: choose another name")
 

@@ -19,7 +19,7 @@ import zarr
 from sciflow.data.layout import Layout
 from sciflow.data.lock import writing
 from sciflow.data.missing import Missing, survey
-from sciflow.data.place import put_in_place, require_apart, require_free
+from sciflow.data.place import already_there, put_in_place, require_apart, require_free
 from sciflow.data.source import Block, EventSource
 from sciflow.data.sources import expand, open_source
 from sciflow.data.split import SPLITS, SplitRule, assign
@@ -289,7 +289,7 @@ def _require_place(path: str | Path, overwrite: bool) -> None:
     if not is_url(path):
         require_free(Path(path), overwrite)
     elif _is_taken(str(path)) and not overwrite:
-        raise StoreError(f"{path}: already there; choose another name, or replace it by overwrite=True (--overwrite)")
+        raise already_there(path)
 
 
 def _is_taken(url: str) -> bool:

@@ -24,6 +24,7 @@ from sciflow.contexts import ContextShape
 from sciflow.flows.coupling import Couplings, checked_scales
 from sciflow.flows.flow import Flow
 from sciflow.flows.sizes import Sizes
+from sciflow.modes import in_evaluation_mode
 
 __all__ = ["Glow"]
 
@@ -111,12 +112,9 @@ class Glow(Flow):
         most = min(_MOST_ROWS, max(_LEAST_ROWS, _MOST_VALUES // self.event_shape.numel()))
         # From all over the rows, and not at equal distances: they may be hours, and every 24th is the same of a day.
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].to(rows.device)
-        training = self.training
-        self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation_mode(self):
             y, c, _ = self._normalise_rows(rows[some], None if c is None else c[some], 0)
             initialise(self.transform, self._shaped(y), c)
-        self.train(training)
 
 
 def _scales(couplings: Couplings, shape: torch.Size, num_scales: int) -> Bijection:

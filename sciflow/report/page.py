@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sciflow.arguments import is_number
 from sciflow.errors import DataError, SciflowError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _section(section: Section) -> str:
 
 def _table(table: Table) -> str:
     numeric = [
-        len(table.rows) > 0 and all(_is_number(row[i]) or row[i] is None for row in table.rows)
+        len(table.rows) > 0 and all(is_number(row[i]) or row[i] is None for row in table.rows)
         for i in range(len(table.columns))
     ]
     kinds = [' class="number"' if n else "" for n in numeric]
@@ -179,10 +180,6 @@ def _cell(value: Any) -> str:
     else:
         text = str(value)
     return html.escape(text)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _figure(figure: Figure, title: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import zarr
 
-from sciflow.data.place import consolidate, put_in_place
+from sciflow.data.place import already_there, consolidate, put_in_place
 from sciflow.data.store import is_url
 from sciflow.errors import ConfigError, RunError, SciflowError, StoreError, first_line
 
@@ -65,11 +65,8 @@ class Output:
             )
         unfinished = found.get("unfinished")
         if not (overwrite or unfinished == NOTHING_YET or self._is_same(unfinished)):
-            other = f"and {self.unknown}, so it may be another" if self.unknown else "with other contents"
-            raise StoreError(
-                f"{self.place}: already there, {other}; choose another name, or replace it by overwrite=True "
-                "(--overwrite)"
-            )
+            doubt = f", and {self.unknown}, so it may be another"
+            raise already_there(self.place, doubt if self.unknown else ", with other contents")
         return False
 
     def is_begun(self) -> bool:

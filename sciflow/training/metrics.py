@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from sciflow.arguments import is_number
 from sciflow.errors import RunError
 from sciflow.training.evaluate import Evaluation
 from sciflow.training.files import write_whole
@@ -146,4 +147,4 @@ def _is_record(record: Any) -> bool:
     """Whether it is a step with numbers."""
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return False
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in record.values())
+    return all(map(is_number, record.values()))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from sciflow.arguments import is_number
 from sciflow.bijections.base import Bijection
 from sciflow.errors import ConfigError, DataError
 
@@ -139,8 +139,7 @@ class Preprocessor(Exact):
 def require_numbers(kind: str, **options: Any) -> None:
     """Refuse what float32, in which models start, cannot hold: NaN, infinity, 1e39, and what is no number."""
     for name, value in options.items():
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not (number and abs(value) <= torch.finfo(torch.float32).max):
+        if value is not None and not (is_number(value) and abs(value) <= torch.finfo(torch.float32).max):
             raise ConfigError(f"{kind}: {name} must be a finite number; got {value!r}")
 
 

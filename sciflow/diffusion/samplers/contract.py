@@ -6,12 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sciflow.arguments import is_number
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError
 
@@ -149,7 +150,7 @@ class Sampler(ABC):
 
 def require(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
     """Raise the error of a sampler's setting that is no number from ``least`` to ``most``."""
-    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    number = (isinstance(value, Integral) or not whole) and is_number(value)
     if not (number and least <= value <= most):
         kind = "a whole number" if whole else "a number"
         raise ConfigError(f"sampler: {name} must be {kind} from {least:g} to {most:g}; got {value!r:.80}")

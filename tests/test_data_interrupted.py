@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib
 import os
 import resource
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from processes import wait_until
+from stored import contents
 
 import sciflow as sf
 from sciflow.data.lock import writing
@@ -51,12 +51,6 @@ def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, **settings)
 
 
-def contents(store: Path) -> dict[str, str]:
-    """Hash of every file of a store."""
-    files = (file for file in store.rglob("*") if file.is_file())
-    return {str(file.relative_to(store)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
 def whole_shards(folder: Path) -> dict[Path, tuple[int, int]]:
     """Inode and time of every shard that is there."""
     return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.glob("*/events/c/*/0/0")}
@@ -73,11 +67,7 @@ def killed_half_way(source: Path, store: Path) -> Path:
     )
     process = subprocess.Popen([sys.executable, "-c", slow, *options(source, store)], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while len(whole_shards(partial)) < 12:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: len(whole_shards(partial)) >= 12, process, seconds=60)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

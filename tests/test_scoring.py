@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from processes import wait_until
+from stored import contents, contents_at
 
 import sciflow as sf
 from sciflow.data.lock import writing
@@ -57,12 +58,6 @@ def model(store, tmp_path_factory) -> Path:
 
 def shard_file(store: sf.Store, number: int) -> Path:
     return next(Path(store.path, "train", "events", "c", str(number)).rglob("0"))
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file with its hash."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def score_here(model: Path, store: sf.Store | str, out, overwrite: bool = False):
@@ -132,11 +127,7 @@ class TestInterrupted:
         parts = Path(f"{out}.parts")
         command = [*COMMAND, str(model), store.path, "--out", str(out), "--batch-size", "1", "--quiet"]
         child = subprocess.Popen(command, env=ENVIRONMENT)
-        deadline = time.monotonic() + 120
-        while len(list(parts.glob("*.safetensors"))) < 5:
-            assert child.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: len(list(parts.glob("*.safetensors"))) >= 5, child, seconds=120)
         child.kill()
         child.wait()
         assert not out.exists()
@@ -284,15 +275,6 @@ class TestTheOutput:
             assert not (tmp_path / "out.zarr").exists()
 
 
-def flat(url: str) -> dict[str, str]:
-    """Every object under a URL of fsspec's memory, with its hash."""
-    files = fsspec.filesystem("memory")
-    root = fsspec.core.url_to_fs(url)[1]
-    return {
-        name.removeprefix(f"{root}/"): hashlib.sha256(files.cat_file(name)).hexdigest() for name in files.find(root)
-    }
-
-
 class TestOnAUrl:
     @pytest.fixture
     def out(self):
@@ -300,14 +282,14 @@ class TestOnAUrl:
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
     def test_the_output_is_that_on_a_file_system(self, out, model, store, tmp_path):
-        assert flat(score_here(model, store, out)) == contents(score_here(model, store, tmp_path / "out.zarr"))
+        assert contents_at(score_here(model, store, out)) == contents(score_here(model, store, tmp_path / "out.zarr"))
         assert fsspec.filesystem("memory").ls("/bucket", detail=False) == ["/bucket/out.zarr"]
 
     def test_one_that_was_not_finished_says_so_and_goes_on(self, out, model, store, monkeypatch):
         def killed(*_, **__):
             raise KeyboardInterrupt
 
-        plain = flat(score_here(model, store, "memory://bucket/plain.zarr"))
+        plain = contents_at(score_here(model, store, "memory://bucket/plain.zarr"))
         with monkeypatch.context() as patch:
             patch.setattr(Scoring, "_weights", killed)
             with pytest.raises(KeyboardInterrupt):
@@ -315,7 +297,7 @@ class TestOnAUrl:
         assert "unfinished" in xr.open_zarr(out, consolidated=False).attrs
         with monkeypatch.context() as patch:
             patch.setattr(Scoring, "score_shard", killed)
-            assert flat(score_here(model, store, out)) == plain
+            assert contents_at(score_here(model, store, out)) == plain
 
     def test_one_that_failed_keeps_what_is_scored_and_nothing_half_made(self, out, model, store, monkeypatch):
         def lost(*_, **__):
@@ -329,11 +311,11 @@ class TestOnAUrl:
 
     def test_another_output_is_not_replaced_unasked(self, out, model, store, tmp_path):
         other = sf.fit(sf.load(model), store, max_steps=2, seed=1).density.save(tmp_path / "other")
-        before = flat(score_here(model, store, out))
+        before = contents_at(score_here(model, store, out))
         with pytest.raises(StoreError, match="already there, with other contents"):
             score_here(other, store, out)
-        assert flat(out) == before
-        assert flat(score_here(other, store, out, overwrite=True)) != before
+        assert contents_at(out) == before
+        assert contents_at(score_here(other, store, out, overwrite=True)) != before
 
     @pytest.mark.ray
     @pytest.mark.usefixtures("ray_cluster")

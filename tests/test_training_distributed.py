@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
+from processes import alive, offspring, processes, wait_until
 
 import sciflow as sf
 from sciflow.config import Training
@@ -80,14 +78,6 @@ def ended(child: subprocess.Popen, code: int = 0, seconds: float = 120) -> str:
     return said
 
 
-def wait_until(true: Callable[[], object], child: subprocess.Popen | None = None, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        assert child is None or child.poll() is None, child.communicate()[1]
-        time.sleep(0.02)
-
-
 def saved(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
@@ -98,34 +88,6 @@ def digest(folder: Path) -> str:
 
 def unbroken(workflow: Path, runs: Path, *overrides: str) -> Path:
     return sf.train(workflow, overrides, runs=runs, local=True).folder
-
-
-def processes(words: str) -> list[int]:
-    """Processes whose title holds certain words."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if words in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"):
-                    found.append(int(entry.name))
-    return found
-
-
-def offspring(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                    found += [int(entry.name), *offspring(int(entry.name))]
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # A process among several, by hand: rows, weights and messages are looked at. ---------------------------------------

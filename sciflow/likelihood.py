@@ -17,12 +17,17 @@ _PER_ROW = ("log_prob", "error", "nfe", "status")
 
 
 class Status(IntEnum):
-    """What became of a row; only ``OK`` rows carry a log p to rely on."""
+    """What became of a row.
+
+    ``OK`` rows carry a log p to rely on. So do those with ``TARGET_MISSED``, whose error says how far: a target for it
+    was asked for, and was not met within the budget.
+    """
 
     OK = 0
     MAX_STEPS = 1
     UNDERFLOW = 2
     NON_FINITE = 3
+    TARGET_MISSED = 4
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Likelihood:
         error: ``[*batch]``, nats: two of these hold the truth for 95 % of rows; 0 (up to rounding) for an exact log p.
         nfe: ``[*batch]``, network evaluations spent on the row.
         status: ``[*batch]``, see :class:`Status`.
-        kind: ``"exact"`` by change of variables, ``"ode"`` by the probability-flow ODE, ``"elbo"`` for a lower bound.
+        kind: ``"exact"`` by change of variables, ``"ode"`` by the probability-flow ODE, ``"few-step"`` by fewer steps
+            of it than its error asks for, which is biased, ``"elbo"`` for a lower bound.
 
     Example:
         >>> row = torch.zeros(3)
@@ -46,23 +52,25 @@ class Likelihood:
     error: Tensor
     nfe: Tensor
     status: Tensor
-    kind: Literal["exact", "ode", "elbo"]
+    kind: Literal["exact", "ode", "few-step", "elbo"]
 
     def __len__(self) -> int:
         return self.log_prob.numel()
 
     def __repr__(self) -> str:
-        ok = self.status.reshape(-1) == Status.OK
-        num_ok = int(ok.sum())
-        if num_ok == 0:
+        status = self.status.reshape(-1)
+        ok, missed = status == Status.OK, status == Status.TARGET_MISSED
+        known, num_missed = ok | missed, int(missed.sum())
+        if not known.any():
             return f"Likelihood({self.kind}, {len(self)} rows: none ok)"
-        log_prob = self.log_prob.detach().reshape(-1)[ok].double()
-        spread = float(log_prob.std()) if num_ok > 1 else 0.0
-        nfe = self.nfe.reshape(-1)[ok]
+        log_prob = self.log_prob.detach().reshape(-1)[known].double()
+        spread = float(log_prob.std()) if len(log_prob) > 1 else 0.0
+        nfe = self.nfe.reshape(-1)[known]
+        of_missed = f", {num_missed} missed the target" if num_missed else ""
         return (
             f"Likelihood({self.kind}, {len(self)} rows: log_prob {float(log_prob.mean()):.4g} +- {spread:.2g}, "
-            f"error <= {float(self.error.detach().reshape(-1)[ok].max()):.2g} nats, "
-            f"nfe {int(nfe.min())}..{int(nfe.max())}, {num_ok} ok)"
+            f"error <= {float(self.error.detach().reshape(-1)[known].max()):.2g} nats, "
+            f"nfe {int(nfe.min())}..{int(nfe.max())}, {int(ok.sum())} ok{of_missed})"
         )
 
     def reshape(self, batch: Sequence[int]) -> Likelihood:
@@ -102,9 +110,16 @@ def importance_weighted(each: Likelihood) -> Likelihood:
         log_prob=torch.logsumexp(each.log_prob, 0) - math.log(num_draws),
         error=_error_of_log_mean(each.log_prob.detach(), each.error.detach()),
         nfe=each.nfe.sum(0, dtype=each.nfe.dtype),
-        status=each.status.amax(0),
+        status=_worst(each.status),
         kind="elbo",
     )
+
+
+def _worst(status: Tensor) -> Tensor:
+    """The worst of several :class:`Status`, ``[num_draws, *batch]``; to miss a target is less bad than to fail."""
+    missed = status == int(Status.TARGET_MISSED)
+    worst = status.masked_fill(missed, int(Status.OK)).amax(0)
+    return worst.masked_fill((worst == int(Status.OK)) & missed.any(0), int(Status.TARGET_MISSED))
 
 
 def error_of_mean(values: Tensor, dim: int) -> Tensor:

@@ -300,7 +300,7 @@ def test_drawing_options_out_of_range_are_told_of(options: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "exact"}, "by method 'elbo'"),
+        ({"method": "exact"}, "by methods .elbo. and .ode."),
         ({"num_draws": 3}, "num_draws must be 8 to"),
         ({"draws": 64}, "takes num_draws and seed; got draws"),
     ],

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import sciflow as sf
 from sciflow.diffusion import Diffusion
-from sciflow.diffusion.row_noise import RowNoise
 from sciflow.diffusion.schedules import schedule as as_schedule
 from sciflow.errors import ConfigError, DataError, ModelFileError, ShapeError
+from sciflow.row_noise import RowNoise
 
 SMALL: dict[str, Any] = {"network": {"mlp": {"hidden_features": (32, 32)}}, "seed": 0}
 SCHEDULES = ("vp", "cosine", "sub-vp", "ve", "edm", "flow")

@@ -31,7 +31,6 @@ class Denoiser(nn.Module, ABC):
         self.schedule = schedule
         self.register_buffer("data_std", torch.tensor(float(data_std)))
 
-    @abstractmethod
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mean of the clean events.
 
@@ -39,6 +38,42 @@ class Denoiser(nn.Module, ABC):
             x: ``[n, *event_shape]``, events at times ``t``.
             t: ``[n]``.
             context: ``[n, *context_shape]`` or None; NaN where it is not given.
+        """
+        answer, skip, out = self.answer(x, t, context)
+        return skip.to(x.dtype) * x + out.to(x.dtype) * answer
+
+    def residual(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Return what the mean has beyond that of a normal event of deviation :math:`s`, in units of its own spread.
+
+        .. math:: F = \left( \hat x_0 - \frac{\alpha s^2}{v} x_t \right) \frac{\sqrt v}{s \, \sigma},
+                  \qquad v = \alpha^2 s^2 + \sigma^2
+
+        Of a network it is computed without the difference: where there is next to no noise nothing would be left of it.
+
+        Args:
+            x: ``[n, *event_shape]``, events at times ``t``.
+            t: ``[n]``, above 0.
+            context: ``[n, *context_shape]`` or None.
+        """
+        answer, skip, out = self.answer(x, t, context)
+        std = self.data_std.double()
+        alpha, sigma = (over_events(level, x) for level in self.schedule(t.double()))
+        power = (alpha * std).square() + sigma.square()
+        unit = power.sqrt() / (std * sigma)
+        share = (unit * (skip - alpha * std.square() / power)).to(x.dtype)
+        return share * x + (unit * out).to(x.dtype) * answer
+
+    @abstractmethod
+    def answer(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is computed, and what turns it into the mean, ``skip * x + out * answer``.
+
+        Args:
+            x: ``[n, *event_shape]``, events at times ``t``.
+            t: ``[n]``.
+            context: ``[n, *context_shape]`` or None; NaN where it is not given.
+
+        Returns:
+            The answer, of ``x``'s shape; ``skip`` and ``out``, which broadcast to it, in double precision.
         """
 
 
@@ -59,12 +94,7 @@ class NetworkDenoiser(Denoiser):
         ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
         self._log_levels: list[float] = schedule.noise_level(ends).log().tolist()
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        answer, skip, out = self.answer(x, t, context)
-        return skip * x + out * answer
-
     def answer(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the network's answer, and what turns it into the mean: ``(answer, skip, out)``."""
         # In double precision: near noise alone, the signal is what is left of a difference.
         at = self.levels(t, x)
         skip, out = mean_from(self.parametrization, at)
@@ -73,7 +103,7 @@ class NetworkDenoiser(Denoiser):
         scale = torch.rsqrt((at.alpha * at.data_std).square() + at.sigma.square())
         context = None if context is None else context.flatten(1)
         answer = self.network(scale.to(x.dtype) * x, level.to(x.dtype), context)
-        return answer.to(x.dtype), skip.to(x.dtype), out.to(x.dtype)
+        return answer.to(x.dtype), skip, out
 
     def levels(self, t: Tensor, x: Tensor) -> Levels:
         """Return where in the schedule rows are, in double precision, to be broadcast over events like ``x``."""

@@ -20,10 +20,9 @@ from sciflow.diffusion.guidance import Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.inpainting import inpaint
 from sciflow.diffusion.networks import network as build_network
+from sciflow.diffusion.ode_likelihood import ode_likelihood, to_events, to_noise
 from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
-from sciflow.diffusion.probability_flow import to_events, to_noise
-from sciflow.diffusion.row_noise import RowNoise
 from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
 from sciflow.diffusion.samplers import sampler as as_sampler
@@ -37,6 +36,7 @@ from sciflow.likelihood import error_of_mean
 from sciflow.nets import DiffusionTransformer, UNet
 from sciflow.nets.given import GivenNetwork
 from sciflow.progress import progress_bar
+from sciflow.row_noise import RowNoise
 
 __all__ = ["Diffusion", "require_saveable"]
 
@@ -355,8 +355,10 @@ class Diffusion(Density):
         return self._bounds(y, context, _DRAWS, seed=0).mean(0).to(y.dtype)
 
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
+        if method == "ode":
+            return ode_likelihood(self.denoiser, y, context, options)
         if method not in (None, "elbo"):
-            raise ConfigError(f"{type(self).__name__} knows its log p by method 'elbo'; got {method!r}")
+            raise ConfigError(f"{type(self).__name__} knows its log p by methods 'elbo' and 'ode'; got {method!r}")
         num_draws, seed = options.pop("num_draws", _DRAWS), options.pop("seed", 0)
         if options:
             raise ConfigError(f"method 'elbo' takes num_draws and seed; got {', '.join(options)}")
@@ -392,8 +394,8 @@ class Diffusion(Density):
         at = self.denoiser.levels(t, y)
         y_t = at.alpha.to(y.dtype) * y + at.sigma.to(y.dtype) * noise
         answer, skip, out = self.denoiser.answer(y_t, t, context)
-        off = answer - (y - skip * y_t) / out
-        weight = self.weighting.weight(at.alpha, at.sigma, out.double(), at.data_std).to(y.dtype).flatten()
+        off = answer - (y - skip.to(y.dtype) * y_t) / out.to(y.dtype)
+        weight = self.weighting.weight(at.alpha, at.sigma, out, at.data_std).to(y.dtype).flatten()
         loss = weight * off.flatten(1).square().mean(1)
         # A row outside the support, or with a context that is none, must be told of.
         return torch.where(torch.isfinite(log_det), loss, torch.nan)
@@ -427,10 +429,10 @@ class Diffusion(Density):
         return torch.cat(drawn, dim=1 if return_trajectory else 0)
 
     def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        return to_noise(self.denoiser, y, context)
+        return to_noise(self.denoiser, y, context, 1e-5)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        return to_events(self.denoiser, z, context)
+        return to_events(self.denoiser, z, context, 1e-5)
 
     def __repr__(self) -> str:
         context = "" if self.contexts is None else f", {self.contexts!r}"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
-from sciflow.diffusion.row_noise import RowNoise
 from sciflow.diffusion.rows import over_events
+from sciflow.row_noise import RowNoise
 
 __all__ = ["elbo"]
 

@@ -48,6 +48,9 @@ class GivenDenoiser(Denoiser):
         self.register_buffer("data_mean", torch.tensor(0.0) if data_mean is None else data_mean)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.answer(x, t, context)[0]
+
+    def answer(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         # Of its own: samplers go on with theirs.
         centre = self.data_mean.to(x.dtype)
         alpha = over_events(self.schedule(t.double())[0], x).to(x.dtype)
@@ -58,7 +61,8 @@ class GivenDenoiser(Denoiser):
             expected = f"floating-point numbers of shape {list(x.shape)}"
             raise ShapeError(f"denoise(x_t, t) must return E[x_0 | x_t], {expected}; got {found}")
         require_values(mean, "what denoise(x_t, t) returns")
-        return mean.to(x.dtype) - centre
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        return mean.to(x.dtype) - centre, 0 * one, one
 
 
 def checked_mean(data_mean: Any, event_shape: torch.Size) -> Tensor:

@@ -53,6 +53,12 @@ class RowNoise:
         normal = math.sqrt(2) * torch.erfinv(2 * fractions - 1)
         return normal.to(self._like.dtype).reshape(self._like.shape)
 
+    def signs(self, draw: int) -> Tensor:
+        """Numbers that are 1 or -1 with equal chance, of the shape and dtype of the events."""
+        places = _mixed(draw * len(self._places) + self._places)
+        signs = 1 - 2 * (_shifted(_mixed(self._keys[:, None] + places), 63))
+        return signs.to(self._like.dtype).reshape(self._like.shape)
+
 
 def _mixed(x: Tensor) -> Tensor:
     """Spread every bit of int64 over all others; products are meant to overflow."""

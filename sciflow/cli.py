@@ -262,24 +262,54 @@ def score(
     store: Annotated[
         str | None, typer.Argument(help="Store whose events are scored; by default the run's own.", show_default=False)
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options of the method: tolerance=1e-4.", show_default=False),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(help="Zarr store to be written: a path or a URL; by default scoring.out of the run's workflow."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How log p is to be known: exact, ode or elbo; by default scoring.method of the run's workflow, or "
+            "what the family has."
+        ),
+    ] = None,
     address: Address = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Events at a time, if not as in the workflow.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a task.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Score in this process, without Ray.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute log p of every event of a store, one Ray task a shard; what was interrupted goes on.
+    """Compute log p of every event of a store, one Ray task a shard.
 
-    sciflow score runs/era5-daily-cycle era5.zarr --out scores.zarr
+    What was interrupted goes on with the same command. Scores by another method, or with other options, are others:
+    they never continue what is there, nor are taken for it.
+
+        sciflow score runs/era5-daily-cycle era5.zarr --out scores.zarr
+
+        sciflow score runs/rain rain.zarr --method elbo num_draws=256 --out scores.zarr --local
     """
     from sciflow.scoring.distributed import score_on_ray
 
+    given = options or []
+    if store is not None and _is_option(store):
+        given, store = [store, *given], None
     scores = score_on_ray(
-        run, store, out, address=address, batch_size=batch_size, use_gpu=gpu, overwrite=overwrite, progress=not quiet
+        run,
+        store,
+        out,
+        method=method,
+        options=_options(given, "the method such as tolerance=1e-4"),
+        batch_size=batch_size,
+        address=address,
+        local=local,
+        use_gpu=gpu,
+        overwrite=overwrite,
+        progress=not quiet,
     )
     path = _short(scores)
     typer.echo(f"scores: {path}; open with xarray.open_zarr('{path}')")
@@ -328,7 +358,7 @@ def sample(
         n,
         out,
         context=_context(context),
-        options=_options(options or []),
+        options=_options(options or [], "the model's sampler such as num_steps=20"),
         seed=seed,
         block_rows=block_rows,
         address=address,
@@ -396,12 +426,18 @@ def _context(text: str | None) -> Any:
     return _yaml("--context", text)
 
 
-def _options(items: list[str]) -> dict[str, Any]:
+def _is_option(text: str) -> bool:
+    """Whether it is no store: that may be left out, and folders may be called ``year=2020``."""
+    key, equals, _ = text.partition("=")
+    return bool(equals) and key.isidentifier() and not Path(text).exists()
+
+
+def _options(items: list[str], of: str) -> dict[str, Any]:
     options = {}
     for item in items:
         key, equals, text = item.partition("=")
         if not (key and equals):
-            raise ConfigError(f"{item}: give KEY=VALUE, an option of the model's sampler such as num_steps=20")
+            raise ConfigError(f"{item}: give KEY=VALUE, an option of {of}")
         options[key] = _yaml(key, text)
     return options
 

@@ -82,10 +82,14 @@ class Training(Section):
 
 
 class Scoring(Section):
-    """Where the scores go."""
+    """Where the scores go, and how log p is to be known."""
 
     out: str | None = Field(default=None, description="A Zarr store to be written.")
     batch_size: int = Field(default=4096, ge=1, description="Events scored at a time.")
+    method: str | None = Field(
+        default=None, description="How log p is known: exact, ode or elbo; null: the family's own."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the method, such as {tolerance: 1.0e-4}.")
 
 
 class Cluster(Section):

@@ -131,6 +131,8 @@ class TestCheck:
             ("model.num_bins=1", "num_bins must be 2 to 256; got 1"),
             ("model.hidden_features=wide", "model.hidden_features: got 'wide', it must be"),
             ("model.preprocess=standardise", "preprocess: unknown 'standardise'; did you mean standardize?"),
+            ("scoring.method=ode", "scoring: NSF knows its log p by method 'exact' alone; got 'ode'"),
+            ("scoring.options.tolerance=1e-4", "scoring: method 'exact' takes no options; got tolerance"),
             ("data.store=none.zarr", "none.zarr: no such store; make one with sciflow shard"),
         ],
     )
@@ -194,6 +196,68 @@ class TestFromTableToScores:
         sciflow("train", workflow, "--local")
         said = problem("train", workflow, "--local", "training.seed=5")
         assert "training.seed is 0 there, 5 here" in said
+
+
+class TestScore:
+    @pytest.fixture
+    def given(self, monkeypatch) -> list[tuple]:
+        """What is asked for: run, store and place of the scores, method and options."""
+        asked = []
+
+        def score_on_ray(run, store, out, *, method, options, **_):
+            asked.append((str(run), store, out, method, options))
+            return out
+
+        monkeypatch.setattr("sciflow.scoring.distributed.score_on_ray", score_on_ray)
+        return asked
+
+    def test_in_this_process_gives_what_sf_score_does(self, workflow, store, sciflow):
+        sciflow("train", workflow, "--local")
+        status, out, err = sciflow("score", "runs/demo", "--method", "exact", "--out", "scores.zarr", "--local")
+        assert (status, err) == (0, "")
+        assert out == "scores: scores.zarr; open with xarray.open_zarr('scores.zarr')\n"
+        here = sf.score(sf.load("runs/demo"), store, method="exact")
+        np.testing.assert_allclose(xr.open_zarr("scores.zarr").log_prob, here.log_prob, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("arguments", "store", "options"),
+        [
+            ([], None, {}),
+            (["rows.zarr"], "rows.zarr", {}),
+            (["rows.zarr", "tolerance=1e-4", "seed=3"], "rows.zarr", {"tolerance": 1e-4, "seed": 3}),
+            (["tolerance=1e-4", "seed=3"], None, {"tolerance": 1e-4, "seed": 3}),
+            (["year=2020"], "year=2020", {}),
+            (["s3://climate/year=2020/rows.zarr", "seed=3"], "s3://climate/year=2020/rows.zarr", {"seed": 3}),
+        ],
+        ids=str,
+    )
+    def test_takes_options_of_the_method_with_or_without_a_store(self, arguments, store, options, given, sciflow):
+        Path("year=2020").mkdir()
+        assert sciflow("score", "runs/demo", *arguments, "--method", "ode", "--out", "scores.zarr")[0] == 0
+        assert given == [("runs/demo", store, "scores.zarr", "ode", options)]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--method", "ode"], "NSF knows its log p by method 'exact' alone; got 'ode'"),
+            (["tolerance=1e-4"], "method 'exact' takes no options; got tolerance"),
+            (["tolerance=1e-4", "rows.zarr"], "rows.zarr: give KEY=VALUE, an option of the method such as tolerance"),
+            (["tolerance=[1"], "tolerance: '[1' is not a YAML value"),
+            (["none.zarr"], "none.zarr: no such store"),
+        ],
+        ids=str,
+    )
+    def test_tells_what_does_not_fit_before_it_scores(self, arguments, words, workflow, sciflow, problem):
+        sciflow("train", workflow, "--local")
+        before = sorted(path.name for path in Path().iterdir())
+        assert words in problem("score", "runs/demo", *arguments, "--out", "scores.zarr")
+        assert sorted(path.name for path in Path().iterdir()) == before
+
+    def test_another_way_after_training_comes_with_the_workflow(self, workflow, sciflow):
+        sciflow("train", workflow, "--local")
+        assert sciflow("train", workflow, "--local", "scoring.method=exact", "scoring.out=scores.zarr")[0] == 0
+        assert sciflow("score", "runs/demo", "--local")[0] == 0
+        assert xr.open_zarr("scores.zarr").attrs["method"] == "exact"
 
 
 class TestSample:

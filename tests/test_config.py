@@ -57,6 +57,12 @@ class TestAGoodFile:
         assert workflow.model["hidden_features"] == [8, 8]
         assert workflow.name == "other"
 
+    def test_how_log_p_is_to_be_known_can_be_set_too(self):
+        content = {"name": "a", "data": {"store": "s"}, "scoring": {"options": {"tolerance": 1.0, "seed": 3}}}
+        scoring = load_workflow(content, ["scoring.method=ode", "scoring.options.tolerance=1e-4"]).scoring
+        assert (scoring.method, scoring.options) == ("ode", {"tolerance": 1e-4, "seed": 3})
+        assert content["scoring"] == {"options": {"tolerance": 1.0, "seed": 3}}
+
     def test_an_empty_override_goes_back_to_the_rule(self, tmp_path):
         assert load_workflow({"name": "a", "data": {"store": "s"}}, ["training.max_steps="]).training.max_steps is None
 
@@ -98,7 +104,13 @@ class TestKeys:
         assert problem(text) == f"flow.yaml: {key}: missing; it must be given"
 
     @pytest.mark.parametrize(
-        ("text", "key"), [("5: a", "5"), ("training: {5: a}", "training.5"), ("model: {5: a}", "model.5")]
+        ("text", "key"),
+        [
+            ("5: a", "5"),
+            ("training: {5: a}", "training.5"),
+            ("model: {5: a}", "model.5"),
+            ("scoring: {options: {5: a}}", "scoring.options.5"),
+        ],
     )
     def test_a_key_that_is_no_text_is_refused(self, problem, text, key):
         assert problem(GOOD + text + "\n") == f"flow.yaml: {key}: a key must be a text; got 5"
@@ -132,6 +144,8 @@ class TestValues:
             ("training: 5", ["training", "got 5", "a mapping of keys to values"]),
             ("model: nsf", ["model", "'nsf'", "a mapping of keys to values"]),
             ("scoring: {out: 5}", ["scoring.out", "got 5", "string"]),
+            ("scoring: {method: 5}", ["scoring.method", "got 5", "string"]),
+            ("scoring: {options: fine}", ["scoring.options", "got 'fine'", "a mapping of keys to values"]),
             ("cluster: {num_workers: 0}", ["cluster.num_workers", "got 0", "greater than or equal to 1"]),
         ],
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sciflow.config import Workflow
 from sciflow.data.lock import writing
 from sciflow.data.place import require_apart
 from sciflow.data.store import is_url
@@ -35,8 +36,11 @@ def score_on_ray(
     store: str | Path | None = None,
     out: str | Path | None = None,
     *,
-    address: str | None = None,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    address: str | None = None,
+    local: bool = False,
     use_gpu: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -44,15 +48,20 @@ def score_on_ray(
     """Score a store that may be larger than memory; every event once, whatever happens on the way.
 
     A scoring that was interrupted goes on with the same call, and ends with the same bytes as an unbroken one; one that
-    is done is left as it is.
+    is done is left as it is. Any number of workers writes the same bytes, and so does this process.
 
     Args:
         model: Folder of a model, or of its run.
         store: The store; all nodes must see it and ``out``. None for the one that the run was trained on.
         out: Zarr store to be written, labelled with the store's coordinates; a path, or a URL that fsspec knows. None
             for ``scoring.out`` of the run's workflow.
-        address: Of a running Ray cluster; None starts one on this machine for the time being.
+        method: ``"exact"``, ``"ode"`` or ``"elbo"``, where the family has it; None for ``scoring.method`` of the run's
+            workflow, or the family's own.
+        options: Of the method; they stand in front of ``scoring.options`` of the run's workflow, which count where the
+            method is the workflow's.
         batch_size: Events at a time; None for ``scoring.batch_size`` of the run's workflow.
+        address: Of a running Ray cluster; None starts one on this machine for the time being.
+        local: Score in this process, without Ray.
         use_gpu: One GPU a task.
         overwrite: Replace scores that are already there.
         progress: Show a progress bar on a terminal.
@@ -61,25 +70,29 @@ def score_on_ray(
         Where the scores are.
 
     Raises:
-        ConfigError: Store or output are left out, and there is no workflow that names them.
-        StoreError: A shard is missing or damaged; or the output is already there, of another model or store, or is
-            being written by another process.
+        ConfigError: Store or output are left out, and there is no workflow that names them; or the density has no such
+            method, or the method no such option.
+        StoreError: A shard is missing or damaged; or the output is already there, of another model, store or method, or
+            is being written by another process.
         LayoutError: Model and store do not fit.
         RunError: Workers failed for good.
     """
-    job = _job(Path(model), store, out, batch_size)
+    job = _job(Path(model), store, out, method, options, batch_size)
     if use_gpu:
-        _require_gpu(address)
+        _require_gpu(address, here=local)
+
+    def work(shard: tuple[str, int]) -> None:
+        job.score_shard(*shard, "cuda" if use_gpu else "cpu")
+
     with _held(job.out):
         waiting = job.begin(overwrite)
-        if waiting:
-
-            def work(shard: tuple[str, int]) -> None:
-                job.score_shard(*shard, "cuda" if use_gpu else "cpu")
-
+        if waiting is None:
+            return job.out
+        if local:
+            _each_here(work, waiting, "scoring shards", progress)
+        elif waiting:
             _each_on_ray(work, waiting, "scoring shards", address, use_gpu, progress)
-        if waiting is not None:
-            job.finish()
+        job.finish()
     return job.out
 
 
@@ -160,18 +173,44 @@ def sample_on_ray(
     return place
 
 
-def _job(model: Path, store: str | Path | None, out: str | Path | None, batch_size: int | None) -> Scoring:
+def _job(
+    model: Path,
+    store: str | Path | None,
+    out: str | Path | None,
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    batch_size: int | None,
+) -> Scoring:
+    """What is to be scored, and how; the run's workflow says what is left out."""
     run = Run(model)
-    workflow = run.workflow if run.workflow_file.exists() else None
-    if workflow is not None:
+    if run.workflow_file.exists():
+        workflow = run.workflow
         store = store or workflow.data.store
         out = out or workflow.scoring.out
-        batch_size = batch_size or workflow.scoring.batch_size
+        method, options = _known_by(workflow, method, options)
+        batch_size = workflow.scoring.batch_size if batch_size is None else batch_size
     if store is None:
         raise ConfigError(f"{model}: not a run, which would know its store: say which store is to be scored")
     if out is None:
         raise ConfigError(f"{model}: where are the scores to go? Give --out, or scoring.out in the workflow")
-    return Scoring(_absolute(model), _absolute(store), _absolute(checked_place(out)), batch_size or BATCH_SIZE)
+    return Scoring.of(
+        _absolute(model),
+        _absolute(store),
+        _absolute(checked_place(out)),
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        method=method,
+        options=options,
+    )
+
+
+def _known_by(
+    workflow: Workflow, method: str | None, options: Mapping[str, Any] | None
+) -> tuple[str | None, Mapping[str, Any]]:
+    """Method and options, of which the workflow says what is left out; its options are none of another method."""
+    theirs = workflow.scoring
+    if method is None or method == theirs.method:
+        return theirs.method, {**theirs.options, **(options or {})}
+    return method, options or {}
 
 
 def _absolute(path: str | Path) -> str:
@@ -225,6 +264,14 @@ def _num_slots(use_gpu: bool) -> int:
     return slots
 
 
+def _each_here(work: Callable[[Any], object], items: Sequence[Any], what: str, progress: bool) -> None:
+    """Do something with every item, one after the other."""
+    with progress_bar(what, len(items), progress) as update:
+        for done, item in enumerate(items, 1):
+            work(item)
+            update(done, "")
+
+
 def _each_on_ray(
     work: Callable[[Any], object],
     items: Sequence[Any],
@@ -247,8 +294,6 @@ def _each_on_ray(
 
         @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
         def task(item: Any) -> None:
-            # One thread a task: as many tasks as cores, and figures that do not depend on how many there are.
-            torch.set_num_threads(1)
             work(item)
 
         def start(number: int) -> list[Any]:

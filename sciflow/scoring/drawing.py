@@ -7,8 +7,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from sciflow.data.files import read_bytes, write_file
 from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, ShapeError
 from sciflow.kernels import VARIABLE, repeated
-from sciflow.memory import is_out_of_memory
 from sciflow.model_file import weights_hash
 from sciflow.scoring.fingerprint import fingerprint
 from sciflow.scoring.labels import labelled_draws
 from sciflow.scoring.options import require_blocks, require_events, sampled
 from sciflow.scoring.output import Output, checked_place, reported
+from sciflow.scoring.process import one_thread, within_memory
 
 __all__ = ["Drawing"]
 
@@ -168,8 +167,12 @@ class Drawing:
         rows = min(self.block_rows, self.n - start)
         # A seed of its own for every block: draws do not depend on who makes which, nor when.
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        too_many = (
+            f"{rows:,} draws at a time do not fit into memory: lower block_rows (--block-rows); the drawing then "
+            "begins anew"
+        )
         # What is compiled, and with it the last digits, must not depend on which blocks are left.
-        with _one_thread(), _within_memory(rows), repeated(len(self)):
+        with one_thread(), within_memory(too_many), repeated(len(self)):
             draws = sampled(density, rows, self.context, seed, self.options, progress).to("cpu", density.dtype)
         with reported(self.out):
             group = self._output.opened()
@@ -290,27 +293,3 @@ def _shown(density: Density, context: Tensor | None) -> str:
 
 def _written_by() -> str:
     return f"sciflow {sciflow.__version__}, torch {torch.__version__}"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums may depend on the number of threads; draws must not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _within_memory(rows: int) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise RunError(
-                f"{rows:,} draws at a time do not fit into memory: lower block_rows (--block-rows); the drawing then "
-                "begins anew"
-            ) from None
-        raise

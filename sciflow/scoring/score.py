@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,14 @@ from sciflow.data.store import Store, open_store
 from sciflow.density import Density
 from sciflow.errors import ConfigError, LayoutError, ShapeError
 from sciflow.kernels import repeated
+from sciflow.likelihood import Status
 from sciflow.modes import in_evaluation_mode
 from sciflow.progress import progress_bar
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["BATCH_SIZE", "FIELDS", "NO_SPLIT", "labelled", "require_layout", "score", "score_rows"]
+__all__ = ["BATCH_SIZE", "FIELDS", "NO_SPLIT", "known_by", "labelled", "require_layout", "score", "score_rows"]
 
 BATCH_SIZE = 4096
 BLOCK_BYTES = 32 << 20
@@ -38,8 +41,8 @@ FIELDS: dict[str, tuple[str, float, dict[str, Any]]] = {
         -1,
         {
             "long_name": "what became of the event",
-            "flag_values": [-1, 0, 1, 2, 3],
-            "flag_meanings": "no_event ok max_steps underflow non_finite",
+            "flag_values": [-1, *map(int, Status)],
+            "flag_meanings": " ".join(["no_event", *(status.name.lower() for status in Status)]),
         },
     ),
 }
@@ -70,10 +73,11 @@ def score(
 
     Returns:
         ``log_prob`` and ``error`` in nats (of the data in their units), ``nfe`` and ``status``, over the sample
-        dimensions; for a store also ``split``. NaN stands where the store has dropped an event.
+        dimensions; for a store also ``split``. NaN stands where the store has dropped an event. Attributes say how
+        log p is known.
 
     Raises:
-        ConfigError: ``batch_size`` is below 1.
+        ConfigError: ``batch_size`` is below 1, or the density has no such method or option.
         DataError: The data are no numbers.
         LayoutError: The data are laid out differently from those that the density was trained on.
         ShapeError: The array is of another shape.
@@ -101,14 +105,15 @@ def score(
         events, layout, coordinates = numbers(data), None, None
         if events.ndim != 1 + len(density.event_shape):
             raise ShapeError(f"events [n, *{list(density.event_shape)}] expected; got {list(events.shape)}")
-    fields, kind = score_rows(density, events, context, method, batch_size, **options)
+    fields, kind = score_rows(density, events, context, method, options, batch_size)
+    attributes = known_by(kind, method, options)
     shape = layout.grid_shape if layout is not None else (len(events),)
     dims = tuple(dim.name for dim in layout.sample_dims) if layout is not None else ("row",)
-    return labelled({name: values.reshape(shape) for name, values in fields.items()}, dims, coordinates, kind)
+    return labelled({name: values.reshape(shape) for name, values in fields.items()}, dims, coordinates, attributes)
 
 
 def score_rows(
-    density: Density, events: Any, context: Any, method: str | None, batch_size: int, **options: Any
+    density: Density, events: Any, context: Any, method: str | None, options: Mapping[str, Any], batch_size: int
 ) -> tuple[dict[str, np.ndarray], str]:
     """Score rows in batches, in evaluation mode.
 
@@ -131,7 +136,10 @@ def score_rows(
 
 
 def labelled(
-    fields: dict[str, np.ndarray], dims: tuple[str, ...], coordinates: xr.Dataset | None, kind: str, **attrs: Any
+    fields: dict[str, np.ndarray],
+    dims: tuple[str, ...],
+    coordinates: xr.Dataset | None,
+    attributes: Mapping[str, Any],
 ) -> xr.Dataset:
     """Put arrays over the sample dimensions together with their coordinates."""
     import xarray as xr
@@ -140,7 +148,19 @@ def labelled(
     if coordinates is not None:
         coords = {name: c for name, c in coordinates.coords.items() if set(c.dims) <= set(dims)}
     arrays = {name: (dims, values, FIELDS[name][2] if name in FIELDS else {}) for name, values in fields.items()}
-    return xr.Dataset(arrays, coords, {"likelihood": kind, **attrs})
+    return xr.Dataset(arrays, coords, attributes)
+
+
+def known_by(kind: str, method: str | None, options: Mapping[str, Any]) -> dict[str, str]:
+    """Attributes that say how log p is known: texts, as NetCDF holds them.
+
+    Example:
+        >>> known_by("elbo", None, {"num_draws": 16})
+        {'likelihood': 'elbo', 'method': 'default', 'options': '{"num_draws": 16}'}
+    """
+    # A method of this name there is none: it is that of the family.
+    shown = json.dumps(dict(options), sort_keys=True, default=repr)
+    return {"likelihood": kind, "method": "default" if method is None else method, "options": shown}
 
 
 def require_layout(density: Density, layout: Layout, where: str) -> None:
@@ -172,7 +192,7 @@ def _score_store(
                 start, stop = split.shard_range(record.number)
                 events = split[start:stop]
                 context = None if store.context_shape is None else split.context[start:stop]
-                fields, kind = score_rows(density, events, context, method, batch_size, **options)
+                fields, kind = score_rows(density, events, context, method, options, batch_size)
                 index = split.grid_index(start, stop)
                 for name, values in fields.items():
                     grid[name][index] = values
@@ -181,7 +201,8 @@ def _score_store(
                 update(done, record.name)
     shape = store.layout.grid_shape
     dims = tuple(dim.name for dim in store.layout.sample_dims)
-    scores = labelled({n: v.reshape(shape) for n, v in grid.items()}, dims, store.coordinates, kind)
+    grids = {name: values.reshape(shape) for name, values in grid.items()}
+    scores = labelled(grids, dims, store.coordinates, known_by(kind, method, options))
     scores["split"].attrs = split_attributes()
     return scores
 

@@ -24,6 +24,7 @@ from sciflow.families import build, load
 from sciflow.training.files import write_whole
 from sciflow.training.fit import Fit
 from sciflow.training.loop import Outcome, train
+from sciflow.training.method import kind_of_likelihood
 from sciflow.training.metrics import Metrics, read_metrics
 from sciflow.training.process import Process
 from sciflow.training.rows import prepare, training_data
@@ -219,11 +220,22 @@ def require_ended(folder: Path) -> None:
 
 
 def new_density(workflow: Workflow, store: Store) -> Density:
-    """Build the workflow's density for a store; its weights are a function of the seed."""
+    """Build the workflow's density for a store; its weights are a function of the seed.
+
+    Raises:
+        ConfigError: The model section is wrong, or the density cannot be scored as the scoring section says.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(workflow.training.seed)
         density = build(workflow.model, store.event_shape, store.context_shape)
-    return density.double() if store.layout.dtype == "float64" else density
+    density = density.double() if store.layout.dtype == "float64" else density
+    scoring = workflow.scoring
+    if scoring.method is not None or scoring.options:
+        try:
+            kind_of_likelihood(density, store.context_shape, scoring.method, scoring.options)
+        except ConfigError as error:
+            raise ConfigError(f"scoring: {error}") from None
+    return density
 
 
 def _train(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sciflow.interpolation import interpolate
     from sciflow.scoring.samples import write_samples
     from sciflow.scoring.score import score
+    from sciflow.training.distill_to_flow import distill_to_flow
     from sciflow.training.fit import Fit, fit
     from sciflow.training.run import Run
     from sciflow.training.train import train
@@ -37,6 +38,7 @@ _HOMES = {
     "Run": "sciflow.training.run",
     "Status": "sciflow.density",
     "Store": "sciflow.data.store",
+    "distill_to_flow": "sciflow.training.distill_to_flow",
     "fit": "sciflow.training.fit",
     "interpolate": "sciflow.interpolation",
     "load": "sciflow.families",
@@ -58,6 +60,7 @@ __all__ = [
     "bijections",
     "contexts",
     "diffusion",
+    "distill_to_flow",
     "errors",
     "fit",
     "flows",

@@ -61,6 +61,10 @@ class Diffusion(Density):
     numbers: its value is the same alone and among others, and errors of different rows are independent, so that means
     of many rows are known as well as their spread says. ``seed=None`` draws anew at every call.
 
+    ``likelihood(x, method="ode")`` is log p itself, by the probability-flow ODE, with options as
+    :func:`sciflow.ode.options.likelihood_options` has them; ``encode`` and ``decode`` follow the same ODE to noise and
+    back.
+
     Args:
         event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
             ``[channel, height, width]`` or a volume.

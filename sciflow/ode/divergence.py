@@ -126,7 +126,8 @@ class Probed:
             vectors = self.probes[rows[part]].transpose(0, 1).to(answer)
             products = torch.cat([_products(answer, state, some) for some in vectors.split(_at_once(z, len(part) * d))])
             trace = (products * vectors).sum(2, dtype=torch.float64).mT
-            found.append(Local(_kept(answer), trace, _asymmetry(vectors.detach()[:_PAIRED], products.detach()[:_PAIRED])))
+            few = (vectors.detach()[:_PAIRED], products.detach()[:_PAIRED])
+            found.append(Local(_kept(answer), trace, _asymmetry(*few)))
         return _joined(found, z, k)
 
 

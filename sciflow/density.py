@@ -335,11 +335,12 @@ class Density(nn.Module, ABC):
         failed = ~(torch.isfinite(log_prob) | torch.isneginf(log_prob)) | ~finite
         # As plain numbers, which a compiler knows, too.
         ok, worst, small = int(Status.OK), int(Status.NON_FINITE), int(Status.UNDERFLOW)
+        usable = (record.status == ok) | (record.status == int(Status.TARGET_MISSED))
         found = torch.where(failed, worst, torch.where(underflow, small, ok))
         return replace(
             record,
             error=torch.where(failed | underflow, torch.nan, record.error),
-            status=torch.where(record.status == ok, found, record.status).to(record.status.dtype),
+            status=torch.where(usable & (found != ok), found, record.status).to(record.status.dtype),
         )
 
     def _normalise(

@@ -229,6 +229,51 @@ class TestProbes:
             model.likelihood(torch.zeros(1, 200), method="ode", tolerance=1e-3)
 
 
+class TestTargetError:
+    truth = mixture(8)
+
+    def test_tolerances_are_tightened_until_it_is_met(self) -> None:
+        x = events(self.truth, 100)
+        found = density(self.truth).likelihood(x, method="ode", tolerance=1e-2, target_error=1e-5)
+        assert found.error.max() <= 1e-5
+        assert (errors(found, self.truth, x) < 2 * found.error).double().mean() >= 0.95
+
+    def test_probes_are_added_until_it_is_met(self) -> None:
+        x = events(self.truth, 50)
+        options = {"method": "ode", "divergence": "hutchinson", "probes": 4, "tolerance": 1e-3}
+        plain = density(self.truth).likelihood(x, **options)
+        found = density(self.truth).likelihood(x, **options, target_error=0.3, budget=10**6)
+        assert plain.error.median() > 0.3 >= found.error.max()
+        assert (errors(found, self.truth, x) < 2 * found.error).double().mean() > 0.9
+        assert (found.nfe > plain.nfe).any()
+
+    def test_what_cannot_be_met_is_said(self) -> None:
+        x = events(self.truth, 20)
+        options = {"method": "ode", "divergence": "hutchinson", "probes": 4, "tolerance": 1e-3, "budget": 2000}
+        found = density(self.truth).likelihood(x, **options, target_error=1e-3)
+        assert (found.status == Status.TARGET_MISSED).all()
+        assert found.log_prob.isfinite().all()
+        assert found.error.min() > 1e-3
+        assert "20 missed the target" in repr(found)
+
+    def test_rows_that_meet_it_cost_nothing_more(self) -> None:
+        x, model = events(self.truth, 100), density(self.truth)
+        plain = model.likelihood(x, method="ode", tolerance=1e-3)
+        target = float(plain.error.median())
+        found = model.likelihood(x, method="ode", tolerance=1e-3, target_error=target)
+        met = plain.error <= target
+        assert torch.equal(found.log_prob[met], plain.log_prob[met])
+        assert torch.equal(found.nfe[met], plain.nfe[met])
+        assert (found.nfe[~met] > plain.nfe[~met]).all()
+
+    def test_gradients_are_those_of_the_last_round(self) -> None:
+        x = events(self.truth, 20).requires_grad_()
+        found = density(self.truth).likelihood(x, method="ode", tolerance=1e-2, target_error=1e-5)
+        (score,) = torch.autograd.grad(found.log_prob.sum(), x)
+        (expected,) = torch.autograd.grad(self.truth.log_prob(x).sum(), x)
+        torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-3)
+
+
 class TestGradients:
     def test_of_log_p_is_the_score(self) -> None:
         truth = mixture(8)
@@ -335,6 +380,9 @@ class TestWhatIsRefused:
             ({"divergence": "exakt"}, "did you mean exact"),
             ({"solver": "rk45"}, "solver: unknown 'rk45'"),
             ({"num_steps": 0}, "num_steps must be 1 to"),
+            ({"target_error": 0}, "target_error must be a positive number"),
+            ({"target_error": 0.1, "num_steps": 4}, "leave one out"),
+            ({"budget": 0}, "budget must be 1 to"),
             ({"max_steps": 0}, "max_steps must be 1 to"),
             ({"seed": -1}, "seed must be 0 to"),
             ({"tolerence": 1e-3}, "'tolerence': unknown option; did you mean tolerance"),

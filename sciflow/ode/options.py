@@ -24,6 +24,7 @@ _TIGHT = 1e-6
 _EXACT_UP_TO = 128
 _PROBES, _MOST_PROBES = 16, 1 << 14
 _MOST_STEPS, _MOST_OF_MOST = 1000, 1 << 20
+_BUDGET, _MOST_BUDGET = 20_000, 1 << 40
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,16 @@ class Options:
         steps: How steps are taken.
         probes: Of the divergence, at random; None for the exact one.
         seed: Of the probes: a number, a generator, or None for torch's own.
+        target_error: Error that rows are computed again for, in nats; None for none.
+        budget: Evaluations and products with the Jacobian that a row may take for that.
     """
 
     tolerance: float
     steps: Steps
     probes: int | None
     seed: int | torch.Generator | None
+    target_error: float | None = None
+    budget: int = 0
 
 
 def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch.dtype) -> Options:
@@ -55,6 +60,11 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
             - ``probes``: How many; 16 by default. Fewer than 4 give no error of their own: it is infinite.
             - ``seed``: Of the probes, 0 by default: those of a row follow from its own numbers. Or a generator, or
               None, for others every time.
+            - ``target_error``: Error that every row is to have at most, in nats: rows above it are computed again by a
+              tighter tolerance or with more probes, whichever their error comes from, until it is met, or else
+              their status is ``TARGET_MISSED``.
+            - ``budget``: What may be spent on a row for that, in evaluations of the network and products with its
+              Jacobian; 20,000 by default.
             - ``solver``: ``"bosh3"``, ``"dopri5"``, ``"tsit5"`` or ``"dop853"``, see :func:`sciflow.ode.pairs.pair`;
               None for the second, and for the last where tolerances are tight.
             - ``max_steps``: Of one row, 1000 by default.
@@ -85,6 +95,12 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
             f"Jacobian at every node, some {50 * num_features:,} a row; 'hutchinson' takes {_PROBES} a node",
             stacklevel=5,
         )
+    target_error = options["target_error"]
+    if target_error is not None:
+        target_error = arguments.positive("target_error", target_error)
+        if fixed is not None:
+            raise ConfigError("likelihood: target_error: num_steps steps have the error that they have; leave one out")
+    budget = arguments.whole("budget", options["budget"], 1, _MOST_BUDGET)
     seed = options["seed"]
     steps = steps_for(tolerance, options["solver"])
     return Options(
@@ -92,6 +108,8 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
         replace(steps, most=max_steps, fixed=fixed, kept=True),
         None if divergence == "exact" else probes,
         seed if isinstance(seed, torch.Generator) else arguments.seed(seed),
+        target_error,
+        budget,
     )
 
 
@@ -130,5 +148,7 @@ _USUAL: dict[str, Any] = {
     "solver": None,
     "max_steps": _MOST_STEPS,
     "num_steps": None,
+    "target_error": None,
+    "budget": _BUDGET,
 }
 _NAMES = tuple(_USUAL)

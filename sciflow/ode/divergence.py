@@ -64,7 +64,7 @@ class Exact:
     Example:
         >>> z = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         >>> found = Exact()(lambda z, part: z.square(), z, torch.arange(2))
-        >>> found.trace.flatten(), found.asymmetry
+        >>> found.trace.flatten().detach(), found.asymmetry
         (tensor([ 6., 14.], dtype=torch.float64), tensor([0., 0.], dtype=torch.float64))
     """
 
@@ -108,7 +108,7 @@ class Probed:
     Example:
         >>> z = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         >>> found = Probed(torch.ones(2, 1, 2))(lambda z, part: z.square(), z, torch.arange(2))
-        >>> found.trace.flatten()
+        >>> found.trace.flatten().detach()
         tensor([ 6., 14.], dtype=torch.float64)
     """
 

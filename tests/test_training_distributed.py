@@ -131,12 +131,17 @@ def one_of(rank: int, world_size: int, out: str, batch_size: int, limit: float) 
     torch.save(result | {"losses": [r["loss"] for r in metrics.records if "loss" in r]}, f"{out}/{rank}.pt")
 
 
+def one_of_several(*given) -> None:
+    one_of(*given)
+    os._exit(0)  # gloo's own threads now and then abort a process that ends in the usual way
+
+
 def several(out: Path, world_size: int, batch_size: int = 51, limit: float = 1e9) -> list:
     out.mkdir()
     if world_size == 1:
         one_of(0, 1, str(out), batch_size, limit)
     else:
-        mp.spawn(one_of, (world_size, str(out), batch_size, limit), nprocs=world_size)
+        mp.spawn(one_of_several, (world_size, str(out), batch_size, limit), nprocs=world_size)
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

@@ -15,7 +15,7 @@ from sciflow.ode.divergence import Divergence
 from sciflow.ode.log_det import Change, change_along
 from sciflow.ode.path import Path
 from sciflow.ode.replay import replayed
-from sciflow.ode.solve import Steps, solve
+from sciflow.ode.solve import Steps, norms, solve
 
 __all__ = ["ProbabilityFlow"]
 
@@ -63,6 +63,8 @@ class ProbabilityFlow:
         schedule = denoiser.schedule
         ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
         self.low, self.high = (schedule.noise_level(ends) / self.data_std).tolist()
+        self.left = math.atan(1 / self.high)
+        self.looks = [self._at(max(self.low, math.tan(math.pi / 2 - place * self.left))) for place in (1, 2, 3)]
         self.start, self.end = (math.log((tan + _SOFT) / (1 + _SOFT * tan)) for tan in (self.low, self.high))
 
     def path_to_noise(self, z: Tensor, steps: Steps) -> Path:
@@ -77,7 +79,7 @@ class ProbabilityFlow:
         """Return the noise that events by their deviation become, ``[n, d]``."""
         if torch.is_grad_enabled():
             path = replayed(path, self, self._leave_events(z))
-        return self._reach_noise(path.end)
+        return self._reach_noise(path.end, self._mean(z))
 
     def events_of(self, z: Tensor, path: Path) -> Tensor:
         """Return the events by their deviation that noise becomes, ``[n, d]``."""
@@ -85,27 +87,28 @@ class ProbabilityFlow:
             path = replayed(path, self, self._leave_noise(z))
         return self._reach_events(path.end)
 
-    def log_prob(self, z: Tensor, path: Path, divergence: Divergence, tolerance: float, cut: bool) -> Change:
-        """Return log p of events by their deviation, one for every estimate of the divergence.
+    def log_prob(
+        self, z: Tensor, divergence: Divergence, tolerance: float, steps: Steps, path: Path | None = None
+    ) -> tuple[Change, Path]:
+        """Return log p of events by their deviation, one for every estimate of the divergence, and their path to noise.
 
         Args:
             z: ``[n, d]``.
-            path: Theirs to noise, with what lies along it.
             divergence: How traces are found.
             tolerance: Error that is aimed at, in nats.
-            cut: See :func:`sciflow.ode.log_det.change_along`.
+            steps: How steps are taken; as many panels as fixed ones, and more of others where the error asks for it.
+            path: Whose steps are taken again, with a graph where gradients are tracked; None to find them.
         """
         d = z.shape[1]
         begun, of_events = self._change_at_events(z, divergence)
-        if torch.is_grad_enabled():
-            path = replayed(path, self, begun)
-        change = change_along(path, self, divergence, tolerance, cut)
+        path = solve(self, begun, self.start, self.end, steps) if path is None else replayed(path, self, begun)
+        change = change_along(path, self, divergence, tolerance, cut=steps.fixed is None)
         ended, of_noise = self._change_at_noise(path.end, divergence)
         log_noise = -0.5 * (ended.square().sum(1, dtype=torch.float64) + d * math.log(math.tau))
         log_det = change.log_det + of_events.log_det + of_noise.log_det
         error = (change.error.square() + of_events.error.square() + of_noise.error.square()).sqrt()
         nfe = path.nfe + change.nfe + of_events.nfe + of_noise.nfe
-        return Change(log_noise[:, None] + log_det, error, nfe)
+        return Change(log_noise[:, None] + log_det, error, nfe), path
 
     # Dynamics. -------------------------------------------------------------------------------------------------
 
@@ -168,32 +171,33 @@ class ProbabilityFlow:
     # At the other end, with psi the angle that is left, F at 0, psi, 2 psi and 3 psi on the way tells that of the rest.
     # A first look with the state held says where the way was. At 0 F is the mean of all events, and its Jacobian 0.
 
-    def _reach_noise(self, z: Tensor) -> Tensor:
-        left = math.atan(1 / self.high)
-        looks, states = self._before_noise(z)
-        fields = [looks[0], *(look(states[place]) for place, look in enumerate(self._looks()) if place)]
-        return z - left * _weighted(_TO_NOISE[-1], [self._mean(z), *fields])
+    def _reach_noise(self, z: Tensor, mean: Tensor) -> Tensor:
+        first, states = self._before_noise(z)
+        fields = [mean, first, *(look(state) for look, state in zip(self.looks[1:], states[1:], strict=True))]
+        return z - self.left * _weighted(_TO_NOISE[-1], fields)
 
     def _leave_noise(self, noise: Tensor) -> Tensor:
-        z = noise
+        z, mean = noise, self._mean(noise)
         # What is left of the way is short, so that few rounds are needed: but for a denoiser that knows nothing yet.
         for _ in range(_MOST_ROUNDS):
-            before, z = z, noise - (self._reach_noise(z) - z)
+            before, z = z, noise - (self._reach_noise(z, mean) - z)
             if not bool(((z - before).abs() > _CLOSE * torch.finfo(z.dtype).eps * z.abs()).any()):
                 break
         return z
 
     def _change_at_noise(self, z: Tensor, divergence: Divergence) -> tuple[Tensor, Change]:
-        left, every = math.atan(1 / self.high), torch.arange(len(z), device=z.device)
+        every = torch.arange(len(z), device=z.device)
         _, states = self._before_noise(z)
-        local = [divergence(look, state, every) for look, state in zip(self._looks(), states, strict=True)]
+        local = [divergence(look, state, every) for look, state in zip(self.looks, states, strict=True)]
         fields = [self._mean(z), *(each.velocity for each in local)]
         traces = [torch.zeros_like(local[0].trace), *(each.trace for each in local)]
-        ended = [z - left * _weighted(weights, fields) for weights in _TO_NOISE]
-        log_det = [-left * _weighted(weights, traces) for weights in _TO_NOISE]
+        ended = [z - self.left * _weighted(weights, fields) for weights in _TO_NOISE]
+        log_det = [-self.left * _weighted(weights, traces) for weights in _TO_NOISE]
         with torch.no_grad():
             weight = ended[-1].square().mean(1, keepdim=True, dtype=torch.float64).sqrt()
-            error = torch.hypot(_remainder([weight * each for each in ended], left), _remainder(log_det, left))
+            error = torch.hypot(
+                _remainder([weight * each for each in ended], self.left), _remainder(log_det, self.left)
+            )
             nfe = torch.full_like(error, 2 * len(states) + 1, dtype=torch.int32)
         return ended[-1], Change(log_det[-1], error, nfe)
 
@@ -204,20 +208,15 @@ class ProbabilityFlow:
         of the noise level, which a second level takes off.
         """
         origin = torch.zeros_like(z if self.context is not None else z[:1])
-        angles = [place * math.atan(1 / self.high) for place in (1, 2)]
-        means = [math.cos(angle) * look(origin) for angle, look in zip(angles, self._looks(), strict=False)]
+        angles = [self.left, 2 * self.left]
+        means = [math.cos(angle) * look(origin) for angle, look in zip(angles, self.looks, strict=False)]
         near, far = (math.tan(angle) ** 2 for angle in angles)
         return ((far * means[0] - near * means[1]) / (far - near)).expand_as(z)
 
-    def _before_noise(self, z: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """F at three angles before noise alone for a state that is reached, and the states there on its way."""
-        left = math.atan(1 / self.high)
-        looks = [look(z) for look in self._looks()]
-        return looks, [z, *(z + left * _weighted(weights, looks) for weights in _BACK)]
-
-    def _looks(self) -> list[Callable[..., Tensor]]:
-        left = math.atan(1 / self.high)
-        return [self._at(max(self.low, math.tan(math.pi / 2 - place * left))) for place in (1, 2, 3)]
+    def _before_noise(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """F for a state that is reached, at the first of three angles before noise alone, and its states at all."""
+        fields = [look(z) for look in self.looks]
+        return fields[0], [z, *(z + self.left * _weighted(weights, fields) for weights in _BACK)]
 
 
 def _weighted(weights: tuple[float, ...], parts: list[Tensor]) -> Tensor:
@@ -226,10 +225,6 @@ def _weighted(weights: tuple[float, ...], parts: list[Tensor]) -> Tensor:
 
 def _remainder(values: list[Tensor], left: float) -> Tensor:
     """What is left of a series, of which three values are known: its last difference, which falls as it did before."""
-    before, last = (_norm(later - earlier) for earlier, later in pairwise(values))
+    before, last = (norms(later - earlier) for earlier, later in pairwise(values))
     ratio = last / torch.where(before > 0, before, 1)
     return last * ratio.clamp(min(1.0, 3 * left), 1)
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)

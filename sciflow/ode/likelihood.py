@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sciflow.likelihood import Likelihood, Status, concatenated, error_of_mean
 from sciflow.ode.divergence import Divergence, Exact, Probed
 from sciflow.ode.log_det import Change
-from sciflow.ode.options import Options, steps_for
+from sciflow.ode.options import Options, least_tolerance, steps_for
 from sciflow.ode.path import Path
 from sciflow.ode.replay import differentiable
 from sciflow.ode.solve import Steps
@@ -46,8 +46,10 @@ class Flowing(Protocol):
     def events_of(self, z: Tensor, path: Path) -> Tensor:
         """Return the events that noise becomes, likewise."""
 
-    def log_prob(self, z: Tensor, path: Path, divergence: Divergence, tolerance: float, cut: bool) -> Change:
-        """Return log p of events, one for every estimate of the divergence, likewise; see :func:`change_along`."""
+    def log_prob(
+        self, z: Tensor, divergence: Divergence, tolerance: float, steps: Steps, path: Path | None = None
+    ) -> tuple[Change, Path]:
+        """Return log p of events, one for every estimate of the divergence, and their path: a new one, or the same."""
 
 
 Given = Callable[[Tensor | None], Flowing]
@@ -100,10 +102,9 @@ def _of_part(given: Given, z: Tensor, context: Tensor | None, options: Options, 
     def looked_at(z: Tensor, context: Tensor | None, rows: Tensor, options: Options) -> _Known:
         flow, part = given(None if context is None else context[rows]), z[rows]
         divergence = _divergence(part, options)
-        path = flow.path_to_noise(part, options.steps)
+        found, path = flow.log_prob(part, divergence, options.tolerance, options.steps)
         final[rows] = len(rounds)
         rounds.append(_Round(rows, path, divergence, options))
-        found = flow.log_prob(part, path, divergence, options.tolerance, cut=options.steps.fixed is None)
         return _Known.of(found, path.status, options)
 
     def compute(z: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
@@ -123,13 +124,8 @@ def _of_part(given: Given, z: Tensor, context: Tensor | None, options: Options, 
             if len(which):
                 chosen, of_round = rows[which], place[rows[which]]
                 flow = given(None if context is None else context[chosen])
-                found = flow.log_prob(
-                    z[chosen],
-                    one.path.of(of_round),
-                    one.divergence.of(of_round),
-                    one.options.tolerance,
-                    cut=one.options.steps.fixed is None,
-                )
+                divergence, path = one.divergence.of(of_round), one.path.of(of_round)
+                found, _ = flow.log_prob(z[chosen], divergence, one.options.tolerance, one.options.steps, path)
                 result = result.index_copy(0, which, found.log_det.mean(1).to(z.dtype))
         return result
 
@@ -162,7 +158,7 @@ class _Known(NamedTuple):
 
 def _improved(known: _Known, looked_at: Callable[[Tensor, Options], _Known], options: Options, z: Tensor) -> _Known:
     """Compute rows again whose error is above the target, as long as there is budget for it."""
-    target, floor = options.target_error, 10 * torch.finfo(z.dtype).eps
+    target, floor = options.target_error, least_tolerance(z.dtype)
     assert target is not None
     levels = torch.zeros(2, len(z), dtype=torch.int64, device=z.device)  # how much tighter, and how many more probes
     open_ = torch.ones(len(z), dtype=torch.bool, device=z.device)
@@ -198,7 +194,7 @@ def _carried(
     # What lies along the path is kept for the gradient alone.
     steps = replace(steps_for(_OF_STATES * tolerance), kept=torch.is_grad_enabled())
 
-    def of_part(part: Tensor, of_part: Tensor | None) -> Tensor:
+    def carried(rows: Tensor, context: Tensor | None) -> Tensor:
         kept: list[Path] = []
 
         def reached(flow: Flowing, z: Tensor, path: Path) -> Tensor:
@@ -213,9 +209,9 @@ def _carried(
         def again(rows: Tensor, z: Tensor, c: Tensor | None) -> Tensor:
             return reached(given(None if c is None else c[rows]), z[rows], kept[0].of(rows))
 
-        return differentiable(compute, again, (part, of_part), module, _rows_with_graph(part))[0]
+        return differentiable(compute, again, (rows, context), module, _rows_with_graph(rows))[0]
 
-    return torch.cat([of_part(rows, c) for rows, c in _parts(z, context)])
+    return torch.cat([carried(rows, c) for rows, c in _parts(z, context)])
 
 
 def _divergence(z: Tensor, options: Options) -> Divergence:

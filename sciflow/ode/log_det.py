@@ -10,7 +10,7 @@ from torch import Tensor
 from sciflow.ode.divergence import Divergence
 from sciflow.ode.path import Path
 from sciflow.ode.quadrature import doubts, gauss
-from sciflow.ode.solve import Dynamics
+from sciflow.ode.solve import Dynamics, norms
 
 __all__ = ["Change", "change_along"]
 
@@ -137,13 +137,10 @@ def _looked_at(panels: _Panels, path: Path, dynamics: Dynamics, divergence: Dive
         local = divergence(lambda z, some: dynamics.velocity(times[some], z, rows[some]), states, rows)  # noqa: B023
         score = dynamics.score(times, states, local.velocity)
         correction = (score * (slopes - local.velocity)).sum(1, dtype=torch.float64)
-        rounding = torch.finfo(states.dtype).eps / d**0.5 * _norm(score.detach()) * _norm(states.detach())
+        rounding = torch.finfo(states.dtype).eps / d**0.5 * norms(score.detach()) * norms(states.detach())
         columns = (local.trace, correction, local.asymmetry, rounding)
         found.append([each.reshape(len(steps), num_nodes, *each.shape[1:]) for each in columns])
-    return panels._replace(**dict(zip(_AT_NODES, map(torch.cat, zip(*found, strict=True)), strict=True)))
-
-
-_AT_NODES = ("trace", "correction", "asymmetry", "rounding")
+    return _Panels(panels.steps, panels.begin, panels.share, *map(torch.cat, zip(*found, strict=True)))
 
 
 def _doubt(panels: _Panels, path: Path) -> Tensor:
@@ -176,7 +173,3 @@ def _joined(parts: list[_Panels]) -> _Panels:
 
 def _sums(values: Tensor, rows: Tensor, n: int) -> Tensor:
     return values.new_zeros(n, *values.shape[1:]).index_add(0, rows, values)
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)

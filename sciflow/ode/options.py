@@ -15,7 +15,7 @@ from sciflow.errors import ConfigError, nearest
 from sciflow.ode.pairs import pair
 from sciflow.ode.solve import Steps
 
-__all__ = ["Options", "checked_tolerance", "likelihood_options", "steps_for"]
+__all__ = ["Options", "checked_tolerance", "least_tolerance", "likelihood_options", "steps_for"]
 
 # An error of a step may be so many times the tolerance: what is left of it, once it is corrected, is below.
 _OF_STEP = 3.0
@@ -132,12 +132,17 @@ def checked_tolerance(whose: str, tolerance: Any, dtype: torch.dtype) -> float:
     """
     if not (is_number(tolerance) and 0 < tolerance < math.inf):
         raise ConfigError(f"{whose}: tolerance: a positive number of nats, such as 1e-4; got {tolerance!r:.80}")
-    floor = 10 * torch.finfo(dtype).eps
+    floor = least_tolerance(dtype)
     if tolerance < floor:
         hint = " Use .double()" if dtype != torch.float64 else ""
         name = str(dtype).removeprefix("torch.")
         raise ConfigError(f"{whose}: tolerance: {name} holds {floor:.2g} and above; got {tolerance:g}.{hint}")
     return float(tolerance)
+
+
+def least_tolerance(dtype: torch.dtype) -> float:
+    """Return the tightest tolerance that states of a dtype can keep."""
+    return 10 * torch.finfo(dtype).eps
 
 
 _USUAL: dict[str, Any] = {

@@ -14,7 +14,7 @@ from sciflow.likelihood import Status
 from sciflow.ode.pairs import Pair
 from sciflow.ode.path import Path
 
-__all__ = ["Dynamics", "Steps", "combined", "solve"]
+__all__ = ["Dynamics", "Steps", "combined", "norms", "solve"]
 
 # Steps between two looks at which rows have ended: each look makes a GPU wait.
 _LOOKS = {"cpu": 1, "cuda": 8}
@@ -99,6 +99,11 @@ def combined(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def norms(vectors: Tensor) -> Tensor:
+    """Return the lengths of vectors ``[n, d]``, ``[n]``, float64."""
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+
+
 class _Solver:
     """The state of a solution: rows that are still on their way, and what is known of all."""
 
@@ -156,9 +161,9 @@ class _Solver:
         difference = signed * self._difference(stages)
         score = self.dynamics.score(at, state, stages[-1])
         # The largest so far: where it falls to 0 on the way, the error made before goes on.
-        weight = torch.maximum(_norm(score), self.weight)
+        weight = torch.maximum(norms(score), self.weight)
         along = (score * difference).sum(1, dtype=torch.float64).abs()
-        across = weight * _norm(difference) / math.sqrt(self.d)
+        across = weight * norms(difference) / math.sqrt(self.d)
         scale = self.steps.tolerance * state.square().mean(1, dtype=torch.float64).clamp_min(1)
         excess = torch.maximum(along, across) / scale
         finite = torch.isfinite(excess)
@@ -194,7 +199,7 @@ class _Solver:
         if not others:
             return first
         # Of order 8 there are two: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.10.
-        size, other = (_norm(each)[:, None] for each in (first, others[0]))
+        size, other = (norms(each)[:, None] for each in (first, others[0]))
         root = torch.hypot(size, 0.1 * other)
         return first * (size / torch.where(root > 0, root, 1)).to(first.dtype)
 
@@ -240,7 +245,3 @@ class _Solver:
             stages = self.z.new_zeros(0, len(self.pair.nodes), self.d)
             parts = [self.rows[:0], self.u[:0], self.h[:0], self.z[:0], stages]
         return Path(self.end, self.nfe, self.status, self.pair, *parts)
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)

@@ -15,7 +15,7 @@ from sciflow.diffusion.distillation.student import Student
 from sciflow.errors import ConfigError
 from sciflow.training.fit import fit
 
-__all__ = ["distill"]
+__all__ = ["distill", "require_trained"]
 
 
 def distill(
@@ -71,7 +71,7 @@ def distill(
     student = Student(
         teacher=teacher, method=method, num_steps=num_steps, guidance=guidance, network=network, seed=seed
     )
-    _require_trained(student.teacher)
+    require_trained(student.teacher)
     if isinstance(student.method, Progressive):
         wanted = student.num_steps
         for stage in student.method.stages(wanted):
@@ -84,7 +84,11 @@ def distill(
     return student
 
 
-def _require_trained(teacher: nn.Module | None) -> None:
-    """Refuse a teacher whose own training has diverged, before a student is taught nonsense."""
+def require_trained(teacher: nn.Module | None) -> None:
+    """Refuse a teacher whose own training has diverged, before anything is taught nonsense.
+
+    Raises:
+        ConfigError: Some of its weights are not finite.
+    """
     if teacher is not None and not all(bool(torch.isfinite(weight).all()) for weight in teacher.parameters()):
         raise ConfigError("teacher: its weights are not finite: its training has diverged; train it again")

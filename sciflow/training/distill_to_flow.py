@@ -18,6 +18,7 @@ from sciflow.families import load
 from sciflow.flows.base import StandardNormal
 from sciflow.flows.flow import Flow
 from sciflow.modes import in_evaluation_mode
+from sciflow.training.distill import require_trained
 from sciflow.training.fit import fit
 
 __all__ = ["METHODS", "distill_to_flow"]
@@ -202,8 +203,7 @@ def _teacher_from(given: Any) -> Density:
         raise ConfigError(f"teacher: give a trained Diffusion, or another density, or its folder; got {given!r:.80}")
     if not given.preprocess.is_fitted:
         raise ConfigError(f"teacher: this {type(given).__name__} is not trained: sf.fit(teacher, data) first")
-    if not all(bool(torch.isfinite(weight).all()) for weight in given.parameters()):
-        raise ConfigError("teacher: its weights are not finite: its training has diverged; train it again")
+    require_trained(given)
     return given
 
 

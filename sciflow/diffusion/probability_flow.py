@@ -19,8 +19,9 @@ from sciflow.ode.solve import Steps, norms, solve
 
 __all__ = ["ProbabilityFlow"]
 
-# Noise by the size of events, below which time counts in proportion to it, and above which to one over it.
-_SOFT = 0.005
+# Noise by the size of events, below which time counts in proportion to it; and one over that above which it counts in
+# proportion to one over it.
+_LITTLE, _MUCH = 0.005, 0.1
 # Integrals from 0 to 1 of polynomials through values at 0, 1, 2 and 3, by rising degree; and from 1 to 2 and 3, of
 # those through the last three.
 _TO_NOISE = ((1 / 2, 1 / 2, 0.0, 0.0), (5 / 12, 8 / 12, -1 / 12, 0.0), (9 / 24, 19 / 24, -5 / 24, 1 / 24))
@@ -44,7 +45,7 @@ class ProbabilityFlow:
     Its linear part has gone, so that normal events of deviation :math:`s` have :math:`F = 0`: this is an exponential
     integrator. Learned :math:`F` change with the logarithm of the noise, and so steps are taken in
 
-    .. math:: u = \log \frac{\tan\theta + \delta}{1 + \delta \tan\theta}
+    .. math:: u = \log \frac{\tan\theta + \delta_0}{1 + \delta_1 \tan\theta}
 
     which is finite at both ends. Nothing is cut off there: below the least noise that the schedule knows the score is
     held at what it is there, so that :math:`F` falls to 0 as :math:`\tan \theta`; and from the most noise on,
@@ -65,7 +66,7 @@ class ProbabilityFlow:
         self.low, self.high = (schedule.noise_level(ends) / self.data_std).tolist()
         self.left = math.atan(1 / self.high)
         self.looks = [self._at(max(self.low, math.tan(math.pi / 2 - place * self.left))) for place in (1, 2, 3)]
-        self.start, self.end = (math.log((tan + _SOFT) / (1 + _SOFT * tan)) for tan in (self.low, self.high))
+        self.start, self.end = (math.log((tan + _LITTLE) / (1 + _MUCH * tan)) for tan in (self.low, self.high))
 
     def path_to_noise(self, z: Tensor, steps: Steps) -> Path:
         """Solve from events by their deviation, ``[n, d]``, up to the most noise that the schedule knows."""
@@ -125,8 +126,8 @@ class ProbabilityFlow:
     def _angle(self, u: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`\tan\theta` and :math:`d\theta / du`."""
         growth = u.exp()
-        tan = ((growth - _SOFT) / (1 - _SOFT * growth)).clamp(self.low, self.high)
-        return tan, (tan + _SOFT) * (1 + _SOFT * tan) / ((1 - _SOFT**2) * (1 + tan.square()))
+        tan = ((growth - _LITTLE) / (1 - _MUCH * growth)).clamp(self.low, self.high)
+        return tan, (tan + _LITTLE) * (1 + _MUCH * tan) / ((1 - _LITTLE * _MUCH) * (1 + tan.square()))
 
     def _residual(self, tan: Tensor, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return F, ``[n, d]``, of all rows or of some."""

@@ -136,7 +136,8 @@ def _looked_at(panels: _Panels, path: Path, dynamics: Dynamics, divergence: Dive
         states, slopes = (each.flatten(0, 1) for each in path.inside(steps, share))
         local = divergence(lambda z, some: dynamics.velocity(times[some], z, rows[some]), states, rows)  # noqa: B023
         score = dynamics.score(times, states, local.velocity)
-        correction = (score * (slopes - local.velocity)).sum(1, dtype=torch.float64)
+        trusted = (1 - local.asymmetry.square()).clamp_min(0)
+        correction = trusted * (score * (slopes - local.velocity)).sum(1, dtype=torch.float64)
         rounding = torch.finfo(states.dtype).eps / d**0.5 * norms(score.detach()) * norms(states.detach())
         columns = (local.trace, correction, local.asymmetry, rounding)
         found.append([each.reshape(len(steps), num_nodes, *each.shape[1:]) for each in columns])

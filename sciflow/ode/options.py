@@ -18,7 +18,7 @@ from sciflow.ode.solve import Steps
 __all__ = ["Options", "checked_tolerance", "least_tolerance", "likelihood_options", "steps_for"]
 
 # An error of a step may be so many times the tolerance: what is left of it, once it is corrected, is below.
-_OF_STEP = 3.0
+_OF_STEP = 10.0
 # Below it the higher order is less work.
 _TIGHT = 1e-6
 _EXACT_UP_TO = 128

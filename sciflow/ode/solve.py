@@ -22,7 +22,7 @@ _SAFETY, _MOST_GROWTH, _MOST_SHRINKAGE = 0.9, 5.0, 0.2
 # Of the errors of this step and of the last one: Hairer and Wanner, Solving Ordinary Differential Equations II, IV.2.
 _PROPORTIONAL, _INTEGRAL = 0.4, 0.7
 # Of the first step, the longest and the shortest, as shares of the way.
-_FIRST, _LONGEST, _SHORTEST = 1 / 32, 1 / 10, 1e-9
+_FIRST, _LONGEST, _SHORTEST = 1 / 24, 1 / 7, 1e-9
 
 
 class Dynamics(Protocol):

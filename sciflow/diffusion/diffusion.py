@@ -19,9 +19,7 @@ from sciflow.diffusion.given_denoiser import GivenDenoiser, checked_mean, warn_o
 from sciflow.diffusion.guidance import Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.inpainting import inpaint
-from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.ode_likelihood import ode_likelihood, to_events, to_noise
-from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
@@ -29,11 +27,13 @@ from sciflow.diffusion.samplers import sampler as as_sampler
 from sciflow.diffusion.sampling import Drawing, draw
 from sciflow.diffusion.schedules import Schedule
 from sciflow.diffusion.schedules import schedule as as_schedule
-from sciflow.diffusion.weighting import Weighting, spread_evenly
+from sciflow.diffusion.weighting import Weighting
 from sciflow.diffusion.weighting import weighting as as_weighting
 from sciflow.errors import ConfigError, ModelFileError
 from sciflow.likelihood import error_of_mean
+from sciflow.matching import PAIRINGS, paired, spread_evenly
 from sciflow.nets import DiffusionTransformer, UNet
+from sciflow.nets.by_name import network as build_network
 from sciflow.nets.given import GivenNetwork
 from sciflow.progress import progress_bar
 from sciflow.row_noise import RowNoise
@@ -78,7 +78,7 @@ class Diffusion(Density):
             :func:`sciflow.diffusion.weighting.weighting`.
         network: ``"mlp"``, ``"unet"`` or ``"transformer"``, with sizes ``{"unet": {"channels": 32}}``; None for a
             perceptron for vectors and a U-Net for the rest; or a module; see
-            :func:`sciflow.diffusion.networks.network`.
+            :func:`sciflow.nets.by_name.network`.
         context_dropout: Probability with which the context of an event is left out while training, for
             classifier-free guidance.
         pairing: ``"independent"``, or ``"optimal-transport"`` within a batch, for straighter paths.

@@ -1,4 +1,4 @@
-"""The network of a diffusion model, by name, with its sizes."""
+"""Networks of noisy events, by name, with their sizes."""
 
 from __future__ import annotations
 

@@ -457,7 +457,7 @@ class Density(nn.Module, ABC):
         for name in options:
             if name not in known:
                 takes = f"unknown option; {nearest(name, known)}" if known else "it takes no options"
-                raise ConfigError(f"{type(self).__name__}.{whose}: {name!r:.80}: {takes}")
+                raise ConfigError(f"{type(self).__name__}: {whose}: {name!r:.80}: {takes}")
 
     def _generator(self, seed: int | torch.Generator | None) -> torch.Generator | None:
         if seed is None or isinstance(seed, torch.Generator):

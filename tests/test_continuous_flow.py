@@ -112,17 +112,17 @@ class TestTruth:
         error = errors(found, truth, x)
         assert (error < 2 * found.error).double().mean() >= 0.95
         # What is known is smoother than what is learned, for which bars are made.
-        assert (error / found.error).median() > 0.02
+        assert (error / found.error).median() > 0.003
 
     def test_the_error_bar_of_a_network_is_true(self) -> None:
         flow = moved(ContinuousFlow((2,), network={"mlp": {"hidden_features": (32, 32)}}, seed=0).double())
-        x = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            truth = flow.likelihood(x, tolerance=1e-9).log_prob
+            truth = flow.likelihood(x, tolerance=1e-7).log_prob
             found = flow.likelihood(x, tolerance=1e-3)
         error = (found.log_prob - truth).abs()
         assert (error < 2 * found.error).double().mean() >= 0.95
-        assert (error / found.error).median() > 0.05
+        assert (error / found.error).median() > 0.01
 
     def test_probes_agree_with_their_error(self) -> None:
         truth = mixture(8)

@@ -20,9 +20,7 @@ __all__ = ["FieldFlow", "VelocityField"]
 VelocityField = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # What is left uncorrected of the errors of steps grows on the way to noise: by so much tighter are they taken.
-_TIGHTER = 30.0
-# By how much steps of half the length are better: by less than the order of a pair says, for learned fields are rough.
-_GAIN = 2.5
+_TIGHTER = 100.0
 # Of the tolerance, in the error of every row: a difference may be small by accident.
 _LEAST_ERROR = 0.2
 
@@ -95,8 +93,8 @@ class FieldFlow:
             return found._replace(error=torch.full_like(found.error, torch.nan)), path
         with torch.no_grad():
             longer = replayed(_by_twos(path), self, z)
-            other = self._along(longer, divergence, _GAIN * tolerance, steps)
-            apart = (found.log_det - other.log_det).mean(1) / _GAIN
+            other = self._along(longer, divergence, tolerance, steps)
+            apart = (found.log_det - other.log_det).mean(1)
             parts = (found.error, apart, _rounding(path), torch.full_like(apart, _LEAST_ERROR * tolerance))
             error = torch.stack(parts).square().sum(0).sqrt()
         return Change(found.log_det, error, found.nfe + other.nfe), path

@@ -309,7 +309,7 @@ def trained(request: pytest.FixtureRequest) -> ContinuousFlow:
         network={"mlp": {"hidden_features": (32,) if by_likelihood else (32, 32), "num_frequencies": 0}},
         seed=0,
     )
-    settings = {"max_steps": 35, "batch_size": 256} if by_likelihood else {"max_steps": 700, "batch_size": 128}
+    settings = {"max_steps": 25, "batch_size": 256} if by_likelihood else {"max_steps": 700, "batch_size": 128}
     sf.fit(flow, correlated(2000), correlated(200, 1), seed=0, learning_rate=5e-3, validate_every=700, **settings)
     return flow
 

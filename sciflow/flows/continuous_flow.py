@@ -37,7 +37,7 @@ _RANGE = math.log((1 + _SOFT) / _SOFT)
 # Of the logarithm of t / (1 - t) while matching: log p is decided where there is little noise.
 _MEAN_LEVEL, _STD_LEVEL = -1.2, 1.6
 # While training by likelihood: steps, and nats for kinetic energy and roughness.
-_STEPS, _REGULAR = 6, 1e-3
+_STEPS, _REGULAR = 10, 1e-3
 # Of the log p by which training is judged, and of draws, in nats.
 _JUDGED, _DRAWN = 0.1, 1e-3
 
@@ -63,10 +63,10 @@ class ContinuousFlow(Density):
                 - (\varepsilon - y) \big|^2
 
       with the logit of the time spread evenly under a normal distribution.
-    - ``"likelihood"``: minus log p, by 6 steps of the classical method of Runge and Kutta, moved by chance at every
+    - ``"likelihood"``: minus log p, by 10 steps of the classical method of Runge and Kutta, moved by chance at every
       batch, and one random probe of the trace for each row. To the loss of a row come 0.001 nats for each unit of
       :math:`\int |v|^2` and of :math:`\int |\partial v / \partial z|^2`, which keep the way short and the velocity
-      smooth. A step takes some 50 times as long as one of matching.
+      smooth. A step takes some 150 times as long as one of matching.
 
     What matching has found training by likelihood may improve. ``sf.fit`` fits the preprocessing again, and on the same
     rows finds the same:
@@ -75,7 +75,7 @@ class ContinuousFlow(Density):
 
         sf.fit(flow, rows, seed=0)
         flow.trained_by = "likelihood"
-        sf.fit(flow, rows, seed=0, max_steps=500, learning_rate=1e-4)
+        sf.fit(flow, rows, seed=0, max_steps=100, learning_rate=1e-4)
 
     ``log_prob`` and ``likelihood`` solve the equation, each row in steps of its own, and know their error; options are
     those of :func:`sciflow.ode.options.likelihood_options`. ``encode`` and ``decode`` take a ``tolerance`` (1e-5 nats),

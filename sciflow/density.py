@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +21,7 @@ from sciflow.arrays import as_tensor
 from sciflow.conditions import Columns, Conditions
 from sciflow.contexts import Contexts, ContextShape
 from sciflow.degenerate import blur
-from sciflow.errors import ConfigError, ShapeError
+from sciflow.errors import ConfigError, ShapeError, nearest
 from sciflow.likelihood import Likelihood, Status, concatenated, importance_weighted
 from sciflow.modes import in_evaluation_mode
 from sciflow.shapes import checked_draws, checked_shape
@@ -60,7 +61,7 @@ class Density(nn.Module, ABC):
     #: What the training loss is called: "loss" where it is minus log p, in nats; "objective" where it is not.
     objective: ClassVar[Literal["loss", "objective"]] = "loss"
     #: How many times as many steps of training as a flow it takes, where the user does not say how many.
-    relative_steps: ClassVar[int] = 1
+    relative_steps: int = 1
     #: Of minus the loss in evaluation mode, by which training is judged: "nats" where that is log p.
     unit: str = "nats"
     blur: Tensor | None
@@ -189,17 +190,34 @@ class Density(nn.Module, ABC):
         losses = self._loss(y, c, log_det).reshape(batch)
         return losses.mean(0) if num_draws else losses
 
-    def encode(self, x: Any, context: Any = None) -> Tensor:
-        """Map events to noise of the same shape, the inverse of :meth:`decode`."""
+    def encode(self, x: Any, context: Any = None, **options: Any) -> Tensor:
+        """Map events to noise of the same shape, the inverse of :meth:`decode`.
+
+        Args:
+            x: ``[*batch, *event_shape]``, data units.
+            context: As :meth:`log_prob` takes it, broadcast over the batch.
+            **options: Where the map is the solution of an ODE, ``tolerance``: what log p of the noise may be off, in
+                nats; 1e-5 by default.
+
+        Returns:
+            ``[*batch, *event_shape]``, with a gradient where ``x`` or ``context`` is a tensor.
+
+        Raises:
+            ConfigError: There is no such option, or it is out of range.
+            ShapeError: Event or context has another shape than the density was made for.
+        """
+        self._require_options("encode", self._encode, options)
         with self._gradient(x, context):
             y, c, _, batch = self._normalise(x, context)
-            return self._encode(y, c).reshape(*batch, *self.event_shape)
+            return self._encode(y, c, **options).reshape(*batch, *self.event_shape)
 
-    def decode(self, z: Any, context: Any = None) -> Tensor:
-        """Map noise ``[*batch, *event_shape]`` to events, in data units."""
+    def decode(self, z: Any, context: Any = None, **options: Any) -> Tensor:
+        """Map noise ``[*batch, *event_shape]`` to events, in data units; options are those of :meth:`encode`."""
+        self._require_options("decode", self._decode, options)
         with self._gradient(z, context):
             z, c, batch = self._rows(z, context)
-            x, _ = self.preprocess.inverse(self._decode(z, self._normalise_context(c)))  # type: ignore[operator]
+            y = self._decode(z, self._normalise_context(c), **options)
+            x, _ = self.preprocess.inverse(y)  # type: ignore[operator]
             return x.reshape(*batch, *self.event_shape)
 
     def pack_context(self, context: Any) -> Tensor:
@@ -292,10 +310,12 @@ class Density(nn.Module, ABC):
         """``n`` normalised events; ``context`` is None or has ``n`` rows."""
 
     @abstractmethod
-    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor: ...
+    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """Noise of normalised events; keyword arguments of a family's own are what :meth:`encode` takes."""
 
     @abstractmethod
-    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor: ...
+    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Normalised events of noise, likewise."""
 
     def _loss(self, y: Tensor, context: Tensor | None, log_det: Tensor) -> Tensor:
         """Per-row training loss; ``log_det`` is the data-unit Jacobian of each row."""
@@ -427,6 +447,17 @@ class Density(nn.Module, ABC):
         """Keep track of gradients for those who work with tensors; others want numbers."""
         values = [inner for value in given for inner in (value.values() if isinstance(value, Mapping) else (value,))]
         return nullcontext() if any(isinstance(value, Tensor) for value in values) else torch.no_grad()
+
+    def _require_options(self, whose: str, method: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+        """Refuse options that are no keyword arguments of a family's method."""
+        if not options:
+            return
+        parameters = inspect.signature(method).parameters.values()
+        known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        for name in options:
+            if name not in known:
+                takes = f"unknown option; {nearest(name, known)}" if known else "it takes no options"
+                raise ConfigError(f"{type(self).__name__}: {whose}: {name!r:.80}: {takes}")
 
     def _generator(self, seed: int | torch.Generator | None) -> torch.Generator | None:
         if seed is None or isinstance(seed, torch.Generator):

@@ -18,11 +18,12 @@ from sciflow.contexts import ContextShape
 from sciflow.density import Density
 from sciflow.diffusion import Diffusion, Student
 from sciflow.errors import ConfigError, SciflowError, nearest
-from sciflow.flows import IAF, MAF, NICE, NSF, Glow, RealNVP, ResidualFlow, TransformerFlow
+from sciflow.flows import IAF, MAF, NICE, NSF, ContinuousFlow, Glow, RealNVP, ResidualFlow, TransformerFlow
 
 __all__ = ["FAMILIES", "build", "family_of", "load", "located"]
 
 FAMILIES: dict[str, type[Density]] = {
+    ContinuousFlow.family: ContinuousFlow,
     Diffusion.family: Diffusion,
     Glow.family: Glow,
     IAF.family: IAF,

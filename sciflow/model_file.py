@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 
-__all__ = ["family_of", "load", "save", "weights_hash"]
+__all__ = ["family_of", "load", "require_saveable", "save", "weights_hash"]
 
 _FORMAT = "sciflow-model"
 _VERSION = 1
@@ -104,6 +104,25 @@ def save(density: Density, path: str | Path) -> Path:
             "Free some space or choose another folder"
         ) from None
     return folder
+
+
+def require_saveable(path: str | Path, whose: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse to write what was built from parts of the user's own.
+
+    Args:
+        path: Where it would be written.
+        whose: Begins the message.
+        arguments: Of the constructor.
+
+    Raises:
+        ModelFileError: One of them is no name, nor numbers by name.
+    """
+    for name in ("denoise", "network", "schedule", "weighting"):
+        if not isinstance(arguments.get(name), str | Mapping | None):
+            raise ModelFileError(
+                f"{path}: {whose} has a {name} of your own, which no file can hold: keep its state_dict() beside the "
+                "code that builds it"
+            )
 
 
 def load(path: str | Path, families: Mapping[str, type[Density]], device: str | torch.device = "cpu") -> Density:

@@ -16,9 +16,9 @@ from torch import Tensor
 import sciflow as sf
 from sciflow.contexts import Field, Label, Vector
 from sciflow.diffusion import Diffusion
-from sciflow.diffusion.pairing import paired
 from sciflow.errors import ConfigError, DataError, ShapeError, TrainingError
 from sciflow.families import build, load
+from sciflow.matching import paired
 
 SMALL: dict[str, Any] = {"network": {"mlp": {"hidden_features": (32, 32)}}, "seed": 0}
 NARROW: dict[str, Any] = {"network": {"unet": {"channels": 8, "blocks_per_level": 1}}, "seed": 0}

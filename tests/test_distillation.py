@@ -21,12 +21,12 @@ from sciflow.diffusion.distillation.flow_map import FlowMap, heun, jumped, over_
 from sciflow.diffusion.distillation.method import Lesson, Method
 from sciflow.diffusion.distillation.progressive import Progressive
 from sciflow.diffusion.distillation.shortcut import Shortcut
-from sciflow.diffusion.networks import network
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.schedules import schedule
 from sciflow.errors import ConfigError, ModelFileError, ShapeError
 from sciflow.families import build, load, located
 from sciflow.inspection import describe
+from sciflow.nets.by_name import network
 from sciflow.training.evaluate import Evaluation
 from sciflow.training.train import train
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sciflow.diffusion.networks import network as build_network
 from sciflow.errors import ConfigError, ShapeError
+from sciflow.nets.by_name import network as build_network
 from sciflow.nets.given import GivenNetwork
 
 

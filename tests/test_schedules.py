@@ -16,8 +16,9 @@ from sciflow.diffusion.denoiser import NetworkDenoiser
 from sciflow.diffusion.given_denoiser import GivenDenoiser
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.schedules import Schedule, VariancePreserving, schedule
-from sciflow.diffusion.weighting import WEIGHTINGS, Weighting, spread_evenly, weighting
+from sciflow.diffusion.weighting import WEIGHTINGS, Weighting, weighting
 from sciflow.errors import ConfigError, DataError, ShapeError
+from sciflow.matching import spread_evenly
 
 
 class Quadratic(Schedule):

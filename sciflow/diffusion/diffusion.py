@@ -19,9 +19,7 @@ from sciflow.diffusion.given_denoiser import GivenDenoiser, checked_mean, warn_o
 from sciflow.diffusion.guidance import Guidance
 from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.inpainting import inpaint
-from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.ode_likelihood import ode_likelihood, to_events, to_noise
-from sciflow.diffusion.pairing import PAIRINGS, paired
 from sciflow.diffusion.parametrization import PARAMETRIZATIONS
 from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.diffusion.samplers import Spacing, times
@@ -29,16 +27,19 @@ from sciflow.diffusion.samplers import sampler as as_sampler
 from sciflow.diffusion.sampling import Drawing, draw
 from sciflow.diffusion.schedules import Schedule
 from sciflow.diffusion.schedules import schedule as as_schedule
-from sciflow.diffusion.weighting import Weighting, spread_evenly
+from sciflow.diffusion.weighting import Weighting
 from sciflow.diffusion.weighting import weighting as as_weighting
-from sciflow.errors import ConfigError, ModelFileError
+from sciflow.errors import ConfigError
 from sciflow.likelihood import error_of_mean
-from sciflow.nets import DiffusionTransformer, UNet
-from sciflow.nets.given import GivenNetwork
+from sciflow.matching import PAIRINGS, paired, spread_evenly
+from sciflow.model_file import require_saveable
+from sciflow.nets.by_name import doubts_of_channels
+from sciflow.nets.by_name import network as build_network
+from sciflow.ode.options import TOLERANCE, checked_tolerance
 from sciflow.progress import progress_bar
 from sciflow.row_noise import RowNoise
 
-__all__ = ["Diffusion", "require_saveable"]
+__all__ = ["Diffusion"]
 
 _GROUPS = 4  # of draws, independent of each other: they tell how far the bound is off
 _DRAWS, _MOST_DRAWS = 64, 1 << 20
@@ -63,7 +64,7 @@ class Diffusion(Density):
 
     ``likelihood(x, method="ode")`` is log p itself, by the probability-flow ODE, with options as
     :func:`sciflow.ode.options.likelihood_options` has them; ``encode`` and ``decode`` follow the same ODE to noise and
-    back.
+    back, within a ``tolerance`` of log p (1e-5 nats by default).
 
     Args:
         event_shape: Shape of one event: a vector ``[d]``, a series ``[channel, length]``, a field
@@ -78,7 +79,7 @@ class Diffusion(Density):
             :func:`sciflow.diffusion.weighting.weighting`.
         network: ``"mlp"``, ``"unet"`` or ``"transformer"``, with sizes ``{"unet": {"channels": 32}}``; None for a
             perceptron for vectors and a U-Net for the rest; or a module; see
-            :func:`sciflow.diffusion.networks.network`.
+            :func:`sciflow.nets.by_name.network`.
         context_dropout: Probability with which the context of an event is left out while training, for
             classifier-free guidance.
         pairing: ``"independent"``, or ``"optimal-transport"`` within a batch, for straighter paths.
@@ -317,17 +318,7 @@ class Diffusion(Density):
 
     def doubts(self, layout: Any) -> list[str]:
         """Say so where a dimension of the grid would be taken for channels."""
-        network = getattr(self.denoiser, "network", None)
-        network = network.network if isinstance(network, GivenNetwork) else network
-        if layout is None or layout.has_variable_axis or not isinstance(network, UNet | DiffusionTransformer):
-            return []
-        names = [dim.name for dim in layout.event_dims]
-        if len(names) < 2:
-            return []
-        return [
-            f"events are of one variable over {' x '.join(names)}, of which the network takes {names[0]} for channels: "
-            f'build it with network={{"unet": {{"grid_dims": {len(names)}}}}}'
-        ]
+        return doubts_of_channels(getattr(self.denoiser, "network", None), layout)
 
     def mean_at(self, x: Tensor, t: Tensor, context: Tensor | None, schedule: Schedule) -> Tensor:
         """Return the mean of the clean events, of noisy ones and times of another schedule.
@@ -432,11 +423,11 @@ class Diffusion(Density):
                 )
         return torch.cat(drawn, dim=1 if return_trajectory else 0)
 
-    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        return to_noise(self.denoiser, y, context, 1e-5)
+    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+        return to_noise(self.denoiser, y, context, checked_tolerance("encode", tolerance, y.dtype))
 
-    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        return to_events(self.denoiser, z, context, 1e-5)
+    def _decode(self, z: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+        return to_events(self.denoiser, z, context, checked_tolerance("decode", tolerance, z.dtype))
 
     def __repr__(self) -> str:
         context = "" if self.contexts is None else f", {self.contexts!r}"
@@ -444,22 +435,3 @@ class Diffusion(Density):
             f"{type(self).__name__}(event_shape={tuple(self.event_shape)}{context}, {self.schedule!r}, "
             f"{sum(p.numel() for p in self.parameters()):,} parameters)"
         )
-
-
-def require_saveable(path: str | Path, whose: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse to write what was built from parts of the user's own.
-
-    Args:
-        path: Where it would be written.
-        whose: Begins the message.
-        arguments: Of the constructor.
-
-    Raises:
-        ModelFileError: One of them is no name, nor numbers by name.
-    """
-    for name in ("denoise", "network", "schedule", "weighting"):
-        if not isinstance(arguments.get(name), str | Mapping | None):
-            raise ModelFileError(
-                f"{path}: {whose} has a {name} of your own, which no file can hold: keep its state_dict() beside the "
-                "code that builds it"
-            )

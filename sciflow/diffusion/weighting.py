@@ -14,7 +14,7 @@ from sciflow.arguments import is_number, named
 from sciflow.diffusion.schedules import Schedule
 from sciflow.errors import ConfigError, nearest
 
-__all__ = ["WEIGHTINGS", "Weighting", "spread_evenly", "weighting"]
+__all__ = ["WEIGHTINGS", "Weighting", "weighting"]
 
 
 _Times = Literal["time", "level", "normal"]
@@ -136,16 +136,3 @@ def weighting(given: str | Mapping[str, Any] | Weighting) -> Weighting:
     if any(key not in numbers_of for key in numbers):
         raise ConfigError(f"weighting: {name} takes {', '.join(numbers_of) or 'no numbers'}; got {numbers!r:.80}")
     return Weighting(**{**asdict(WEIGHTINGS[name]), **numbers})
-
-
-def spread_evenly(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Return ``n`` shares, one in each nth of (0, 1): a grid, moved by chance.
-
-    The mean over a batch then hardly depends on luck with times: arXiv:2107.00630, appendix I.1.
-
-    Example:
-        >>> spread_evenly(4, torch.device("cpu")).mul(4).floor().tolist()
-        [0.0, 1.0, 2.0, 3.0]
-    """
-    shift = torch.rand((), dtype=torch.float64, device=device, generator=generator)
-    return (torch.arange(n, device=device) + shift) / max(1, n)

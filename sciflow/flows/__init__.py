@@ -6,11 +6,14 @@
 - :class:`MAF`, :class:`IAF`: affine autoregression, fast to evaluate and fast to draw from.
 - :class:`ResidualFlow`: the identity plus a contraction, all features at once.
 - :class:`TransformerFlow`: affine autoregression by a causal transformer, over features or patches of a field.
+- :class:`ContinuousFlow`: drift to noise along a learned velocity; any network, and log p by an ODE.
 
-Each is a :class:`Flow`, and so a :class:`sciflow.Density`: ``log_prob``, ``likelihood``, ``sample``, ``encode``,
-``decode``, ``save``. ``Flow(transform, event_shape, ...)`` makes one of any bijection of :mod:`sciflow.bijections`.
+Each but the last is a :class:`Flow`, and all are a :class:`sciflow.Density`: ``log_prob``, ``likelihood``, ``sample``,
+``encode``, ``decode``, ``save``. ``Flow(transform, event_shape, ...)`` makes one of any bijection of
+:mod:`sciflow.bijections`.
 """
 
+from sciflow.flows.continuous_flow import ContinuousFlow
 from sciflow.flows.flow import Flow
 from sciflow.flows.glow import Glow
 from sciflow.flows.iaf import IAF
@@ -21,4 +24,4 @@ from sciflow.flows.realnvp import RealNVP
 from sciflow.flows.residual_flow import ResidualFlow
 from sciflow.flows.transformer_flow import TransformerFlow
 
-__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "Glow", "RealNVP", "ResidualFlow", "TransformerFlow"]
+__all__ = ["IAF", "MAF", "NICE", "NSF", "ContinuousFlow", "Flow", "Glow", "RealNVP", "ResidualFlow", "TransformerFlow"]

@@ -15,7 +15,10 @@ from sciflow.errors import ConfigError, nearest
 from sciflow.ode.pairs import pair
 from sciflow.ode.solve import Steps
 
-__all__ = ["Options", "checked_tolerance", "least_tolerance", "likelihood_options", "steps_for"]
+__all__ = ["TOLERANCE", "Options", "checked_tolerance", "least_tolerance", "likelihood_options", "steps_for"]
+
+#: Error of log p that is aimed at where the user does not say, in nats.
+TOLERANCE = 1e-5
 
 # An error of a step may be so many times the tolerance: what is left of it, once it is corrected, is below.
 _OF_STEP = 10.0
@@ -146,7 +149,7 @@ def least_tolerance(dtype: torch.dtype) -> float:
 
 
 _USUAL: dict[str, Any] = {
-    "tolerance": 1e-5,
+    "tolerance": TOLERANCE,
     "divergence": "auto",
     "probes": _PROBES,
     "seed": 0,

@@ -117,6 +117,18 @@ class GaussianMixture:
         alpha, sigma = (level.to(x_t)[..., None] for level in schedule(t))
         return (alpha * self.denoise(x_t, t, schedule) - x_t) / sigma**2
 
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        r"""Return :math:`E[\varepsilon - x_0 \mid x_t]` on straight paths, :math:`x_t = (1 - t) x_0 + t \varepsilon`.
+
+        It takes the mixture to standard normal noise, and is finite at both ends.
+        """
+        alpha, sigma = (level.to(x_t)[..., None, None] for level in (1 - t, t))
+        off, variances = self._in_axes(x_t, alpha, sigma)
+        given = torch.softmax(self._log_joint(off, variances), -1)
+        in_axes = (sigma - alpha * self._variances.to(x_t)) / variances * off
+        each = (self._axes.to(x_t) @ in_axes[..., None]).squeeze(-1) - self.means.to(x_t)
+        return (given[..., None] * each).sum(1)
+
     def _in_axes(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Distances to every component in its own axes, and variances there, ``[n, k, d]``."""
         off = x_t[:, None, :] - alpha.to(x_t) * self.means.to(x_t)

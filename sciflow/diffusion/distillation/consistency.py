@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sciflow.diffusion.distillation.flow_map import LEAST_LEVEL, heun, jumped
 from sciflow.diffusion.distillation.method import Lesson, Method
-from sciflow.diffusion.weighting import spread_evenly
+from sciflow.matching import spread_evenly
 
 __all__ = ["Consistency", "ConsistencyTraining"]
 

@@ -38,7 +38,7 @@ class FlowMap(nn.Module):
         parametrization: What the network is asked for, see :func:`sciflow.diffusion.parametrization.mean_from`.
 
     Example:
-        >>> from sciflow.diffusion.networks import network
+        >>> from sciflow.nets.by_name import network
         >>> from sciflow.diffusion.schedules import EDM
         >>> flow_map = FlowMap(network("mlp", (2,), None, num_levels=2), EDM(), "edm")
         >>> z, zero = torch.randn(3, 2), torch.zeros(3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sciflow.arguments import Arguments, plain, seeded
 from sciflow.bijections import context_preprocessing, preprocessing
 from sciflow.density import Density, Likelihood, checked_shape
-from sciflow.diffusion.diffusion import Diffusion, require_saveable
+from sciflow.diffusion.diffusion import Diffusion
 from sciflow.diffusion.distillation.consistency import Consistency, ConsistencyTraining
 from sciflow.diffusion.distillation.flow_map import heun, jumped
 from sciflow.diffusion.distillation.method import Lesson, Method
@@ -23,6 +23,8 @@ from sciflow.diffusion.distillation.taken_over import first_flow_map, record_of,
 from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.errors import ConfigError
+from sciflow.model_file import require_saveable
+from sciflow.ode.options import TOLERANCE
 
 __all__ = ["METHODS", "MOST_STEPS", "Student"]
 
@@ -230,8 +232,8 @@ class Student(Density):
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
         return self._teacher_for("log p")._likelihood(y, context, method, **options)
 
-    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        return self._teacher_for("the noise of an event")._encode(y, context)
+    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+        return self._teacher_for("the noise of an event")._encode(y, context, tolerance=tolerance)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
         # With fresh noise in between there is no map: then in one jump.

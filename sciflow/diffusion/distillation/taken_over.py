@@ -18,9 +18,9 @@ from sciflow.density import checked_shape
 from sciflow.diffusion.denoiser import NetworkDenoiser
 from sciflow.diffusion.diffusion import Diffusion
 from sciflow.diffusion.distillation.flow_map import FlowMap
-from sciflow.diffusion.networks import network as build_network
 from sciflow.diffusion.schedules import schedule as as_schedule
 from sciflow.errors import ConfigError, SciflowError
+from sciflow.nets.by_name import network as build_network
 
 __all__ = ["first_flow_map", "record_of", "shapes_of", "teacher_from"]
 

@@ -1,4 +1,4 @@
-"""The network of a diffusion model, by name, with its sizes."""
+"""Networks of noisy events, by name, with their sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sciflow.nets.diffusion_transformer import DiffusionTransformer
 from sciflow.nets.given import GivenNetwork
 from sciflow.nets.unet import UNet
 
-__all__ = ["NETWORKS", "OneChannel", "network"]
+__all__ = ["NETWORKS", "OneChannel", "doubts_of_channels", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"mlp": DenoisingMLP, "unet": UNet, "transformer": DiffusionTransformer}
 
@@ -85,6 +85,25 @@ def network(given: Any, event_shape: Sequence[int], contexts: Contexts | None, n
         raise ConfigError(
             f"network: {name}: of sizes {sizes!r:.200} it cannot be built: {first_line(error)}"
         ) from error
+
+
+def doubts_of_channels(network: nn.Module | None, layout: Any) -> list[str]:
+    """Say so where a network would take a dimension of the grid for channels, one sentence each.
+
+    Args:
+        network: What :func:`network` returned, or None.
+        layout: Of the events, see :class:`sciflow.data.layout.Layout`; None where there is none.
+    """
+    network = network.network if isinstance(network, GivenNetwork) else network
+    if layout is None or layout.has_variable_axis or not isinstance(network, UNet | DiffusionTransformer):
+        return []
+    names = [dim.name for dim in layout.event_dims]
+    if len(names) < 2:
+        return []
+    return [
+        f"events are of one variable over {' x '.join(names)}, of which the network takes {names[0]} for channels: "
+        f'build it with network={{"unet": {{"grid_dims": {len(names)}}}}}'
+    ]
 
 
 def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which noise goes with which event while training."""
+"""Which noise and which times go with the events of a batch while training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["PAIRINGS", "Pairing", "paired"]
+__all__ = ["PAIRINGS", "Pairing", "paired", "spread_evenly"]
 
 Pairing = Literal["independent", "optimal-transport"]
 PAIRINGS: Sequence[Pairing] = ("independent", "optimal-transport")
@@ -38,3 +38,16 @@ def paired(noise: Tensor, y: Tensor) -> Tensor:
         _, order = linear_sum_assignment(torch.nan_to_num(cost).cpu().numpy())
         parts.append(ours[torch.from_numpy(order).to(ours.device)])
     return torch.cat(parts) if parts else noise
+
+
+def spread_evenly(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Return ``n`` shares, one in each nth of (0, 1): a grid, moved by chance.
+
+    The mean over a batch then hardly depends on luck with times: arXiv:2107.00630, appendix I.1.
+
+    Example:
+        >>> spread_evenly(4, torch.device("cpu")).mul(4).floor().tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
+    shift = torch.rand((), dtype=torch.float64, device=device, generator=generator)
+    return (torch.arange(n, device=device) + shift) / max(1, n)

@@ -42,26 +42,28 @@ class Denoiser(nn.Module, ABC):
         answer, skip, out = self.answer(x, t, context)
         return skip.to(x.dtype) * x + out.to(x.dtype) * answer
 
-    def residual(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+    def residual(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Return what the mean has beyond that of a normal event of deviation :math:`s`, in units of its own spread.
 
         .. math:: F = \left( \hat x_0 - \frac{\alpha s^2}{v} x_t \right) \frac{\sqrt v}{s \, \sigma},
-                  \qquad v = \alpha^2 s^2 + \sigma^2
+                  \qquad v = \alpha^2 s^2 + \sigma^2, \qquad z = \frac{x_t}{\sqrt v}
 
         Of a network it is computed without the difference: where there is next to no noise nothing would be left of it.
 
         Args:
-            x: ``[n, *event_shape]``, events at times ``t``.
-            t: ``[n]``, above 0.
+            z: ``[n, *event_shape]``, events at times ``t`` in units of their spread.
+            t: ``[n]``, above 0; float64.
             context: ``[n, *context_shape]`` or None.
         """
-        answer, skip, out = self.answer(x, t, context)
         std = self.data_std.double()
-        alpha, sigma = (over_events(level, x) for level in self.schedule(t.double()))
+        alpha, sigma = (over_events(level, z) for level in self.schedule(t))
         power = (alpha * std).square() + sigma.square()
-        unit = power.sqrt() / (std * sigma)
+        spread = power.sqrt()
+        x = spread.to(z.dtype) * z
+        answer, skip, out = self.answer(x, t, context)
+        unit = spread / (std * sigma)
         share = (unit * (skip - alpha * std.square() / power)).to(x.dtype)
-        return share * x + (unit * out).to(x.dtype) * answer
+        return torch.addcmul(share * x, (unit * out).to(x.dtype), answer)
 
     @abstractmethod
     def answer(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
-from sciflow.diffusion.rows import over_events
 from sciflow.ode.divergence import Divergence
 from sciflow.ode.log_det import Change, change_along
 from sciflow.ode.path import Path
@@ -22,12 +21,11 @@ __all__ = ["ProbabilityFlow"]
 # Noise by the size of events, below which time counts in proportion to it; and one over that above which it counts in
 # proportion to one over it.
 _LITTLE, _MUCH = 0.005, 0.1
-# Integrals from 0 to 1 of polynomials through values at 0, 1, 2 and 3, by rising degree; and from 1 to 2 and 3, of
-# those through the last three.
-_TO_NOISE = ((1 / 2, 1 / 2, 0.0, 0.0), (5 / 12, 8 / 12, -1 / 12, 0.0), (9 / 24, 19 / 24, -5 / 24, 1 / 24))
-_BACK = ((5 / 12, 2 / 3, -1 / 12), (1 / 3, 4 / 3, 1 / 3))
+# Nodes of Gauss's rule on the way that is left before noise alone, as shares of it; their weights are the same.
+_NODES = (0.5 - 12**-0.5, 0.5 + 12**-0.5)
 _MOST_ROUNDS, _CLOSE = 64, 8
-_HELD = 2e-4
+# Of what is corrected at either end, how much it may be off.
+_HELD, _STEEP, _TILTED = 2e-4, 0.6, 0.05
 
 
 class ProbabilityFlow:
@@ -48,9 +46,9 @@ class ProbabilityFlow:
     .. math:: u = \log \frac{\tan\theta + \delta_0}{1 + \delta_1 \tan\theta}
 
     which is finite at both ends. Nothing is cut off there: below the least noise that the schedule knows the score is
-    held at what it is there, so that :math:`F` falls to 0 as :math:`\tan \theta`; and from the most noise on,
-    where :math:`F` is smooth in what is left of the quarter turn, the way to noise alone is a polynomial. Sources: Song
-    et al., arXiv:2011.13456; Lu and Song, arXiv:2410.11081, for the rotation.
+    held at what it is there, so that :math:`F` falls to 0 as :math:`\tan \theta`; and from the most noise on the mean
+    of the clean event is that of a state with the same tilt. Sources: Song et al., arXiv:2011.13456; Lu and Song,
+    arXiv:2410.11081, for the rotation.
 
     Args:
         denoiser: Of the model.
@@ -65,7 +63,7 @@ class ProbabilityFlow:
         ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
         self.low, self.high = (schedule.noise_level(ends) / self.data_std).tolist()
         self.left = math.atan(1 / self.high)
-        self.looks = [self._at(max(self.low, math.tan(math.pi / 2 - place * self.left))) for place in (1, 2, 3)]
+        self.looks = [self._at(max(self.low, math.tan(math.pi / 2 - place * self.left))) for place in (1, 2)]
         self.start, self.end = (math.log((tan + _LITTLE) / (1 + _MUCH * tan)) for tan in (self.low, self.high))
 
     def path_to_noise(self, z: Tensor, steps: Steps) -> Path:
@@ -80,7 +78,7 @@ class ProbabilityFlow:
         """Return the noise that events by their deviation become, ``[n, d]``."""
         if torch.is_grad_enabled():
             path = replayed(path, self, self._leave_events(z))
-        return self._reach_noise(path.end, self._mean(z))
+        return self._reach_noise(path.end)
 
     def events_of(self, z: Tensor, path: Path) -> Tensor:
         """Return the events by their deviation that noise becomes, ``[n, d]``."""
@@ -133,11 +131,8 @@ class ProbabilityFlow:
         """Return F, ``[n, d]``, of all rows or of some."""
         context = self.context if self.context is None or rows is None else self.context[rows]
         t = self.denoiser.schedule.time(self.data_std * tan)
-        alpha, _ = self.denoiser.schedule(t)
-        scale = alpha * self.data_std * torch.sqrt(1 + tan.square())
         events = z.reshape(-1, *self.event_shape).to(self.denoiser.data_std.dtype)
-        x = over_events(scale, events).to(events.dtype) * events
-        return self.denoiser.residual(x, t, context).to(z.dtype).flatten(1)
+        return self.denoiser.residual(events, t, context).to(z.dtype).flatten(1)
 
     # Both ends. ------------------------------------------------------------------------------------------------
     #
@@ -164,68 +159,62 @@ class ProbabilityFlow:
         local = divergence(residual, z - tau / 2 * first, torch.arange(len(z), device=z.device))
         log_det = -tau * local.trace
         with torch.no_grad():
-            # The score is not quite constant there.
-            error = _HELD * log_det.mean(1).abs()
+            # The score is not quite constant there: least where rows are off the bulk, and it is steep.
+            steep = (first * (first - local.velocity)).sum(1, dtype=torch.float64)
+            error = torch.hypot(_HELD * log_det.mean(1), _STEEP * steep)
             nfe = torch.full_like(error, 2, dtype=torch.int32)
         return z - tau * local.velocity, Change(log_det, error, nfe)
 
-    # At the other end, with psi the angle that is left, F at 0, psi, 2 psi and 3 psi on the way tells that of the rest.
-    # A first look with the state held says where the way was. At 0 F is the mean of all events, and its Jacobian 0.
+    # At the other end, with psi the angle that is left, p(x_0 | z) is p(x_0) exp(x_0 . tilt - |x_0|^2 tan(psi)^2 / 2)
+    # for events by their deviation, with tilt = z tan(psi) / cos(psi). Beyond the most noise that the schedule knows
+    # the mean is therefore asked for there, of a state that has the tilt; and at half of it, for the little that is
+    # left to the square.
 
-    def _reach_noise(self, z: Tensor, mean: Tensor) -> Tensor:
-        first, states = self._before_noise(z)
-        fields = [mean, first, *(look(state) for look, state in zip(self.looks[1:], states[1:], strict=True))]
-        return z - self.left * _weighted(_TO_NOISE[-1], fields)
+    def _reach_noise(self, z: Tensor) -> Tensor:
+        states, far = self._before_noise(z)
+        fields = [
+            (1 - share) * self._tilted(node, 1, state) + share * self._tilted(node, 2, state)
+            for node, share, state in zip(_NODES, far, states, strict=True)
+        ]
+        return z - self.left / 2 * sum(fields)
 
     def _leave_noise(self, noise: Tensor) -> Tensor:
-        z, mean = noise, self._mean(noise)
+        z = noise
         # What is left of the way is short, so that few rounds are needed: but for a denoiser that knows nothing yet.
         for _ in range(_MOST_ROUNDS):
-            before, z = z, noise - (self._reach_noise(z, mean) - z)
+            before, z = z, noise - (self._reach_noise(z) - z)
             if not bool(((z - before).abs() > _CLOSE * torch.finfo(z.dtype).eps * z.abs()).any()):
                 break
         return z
 
     def _change_at_noise(self, z: Tensor, divergence: Divergence) -> tuple[Tensor, Change]:
         every = torch.arange(len(z), device=z.device)
-        _, states = self._before_noise(z)
-        local = [divergence(look, state, every) for look, state in zip(self.looks, states, strict=True)]
-        fields = [self._mean(z), *(each.velocity for each in local)]
-        traces = [torch.zeros_like(local[0].trace), *(each.trace for each in local)]
-        ended = [z - self.left * _weighted(weights, fields) for weights in _TO_NOISE]
-        log_det = [-self.left * _weighted(weights, traces) for weights in _TO_NOISE]
+        states, far = self._before_noise(z)
+        ended, log_det = z, z.new_zeros(len(z), divergence.num_estimates, dtype=torch.float64)
+        moved, counted = torch.zeros_like(z), torch.zeros_like(log_det)  # by what is left to the square
+        for node, share, state in zip(_NODES, far, states, strict=True):
+            at_most, at_half = (divergence(partial(self._tilted, node, level), state, every) for level in (1, 2))
+            ended = ended - self.left / 2 * at_most.velocity
+            log_det = log_det - self.left / 2 * at_most.trace
+            moved = moved - self.left / 2 * share * (at_half.velocity - at_most.velocity)
+            counted = counted - self.left / 2 * share * (at_half.trace - at_most.trace)
+        ended, log_det = ended + moved, log_det + counted
         with torch.no_grad():
-            weight = ended[-1].square().mean(1, keepdim=True, dtype=torch.float64).sqrt()
-            error = torch.hypot(
-                _remainder([weight * each for each in ended], self.left), _remainder(log_det, self.left)
-            )
-            nfe = torch.full_like(error, 2 * len(states) + 1, dtype=torch.int32)
-        return ended[-1], Change(log_det[-1], error, nfe)
+            weight = ended.square().mean(1, dtype=torch.float64).sqrt()
+            error = _TILTED * torch.hypot(weight * norms(moved), counted.mean(1))
+            nfe = torch.full_like(error, 1 + 2 * len(_NODES), dtype=torch.int32)
+        return ended, Change(log_det, error, nfe)
 
-    def _mean(self, z: Tensor) -> Tensor:
-        """The mean of all events by their deviation, given a context; ``[n, d]``.
+    def _before_noise(self, z: Tensor) -> tuple[list[Tensor], list[float]]:
+        """States at the nodes, from one at the most noise, and how much half of it counts there."""
+        first = self.looks[0](z)
+        near, away = (math.tan(place * self.left) ** 2 for place in (1, 2))
+        far = [(near - math.tan(node * self.left) ** 2) / (near - away) for node in _NODES]
+        return [z - (1 - node) * self.left * first for node in _NODES], far
 
-        It is what is left of an event of noise alone. At the origin it is known but for a term in one over the square
-        of the noise level, which a second level takes off.
-        """
-        origin = torch.zeros_like(z if self.context is not None else z[:1])
-        angles = [self.left, 2 * self.left]
-        means = [math.cos(angle) * look(origin) for angle, look in zip(angles, self.looks, strict=False)]
-        near, far = (math.tan(angle) ** 2 for angle in angles)
-        return ((far * means[0] - near * means[1]) / (far - near)).expand_as(z)
-
-    def _before_noise(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """F for a state that is reached, at the first of three angles before noise alone, and its states at all."""
-        fields = [look(z) for look in self.looks]
-        return fields[0], [z, *(z + self.left * _weighted(weights, fields) for weights in _BACK)]
-
-
-def _weighted(weights: tuple[float, ...], parts: list[Tensor]) -> Tensor:
-    return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
-
-
-def _remainder(values: list[Tensor], left: float) -> Tensor:
-    """What is left of a series, of which three values are known: its last difference, which falls as it did before."""
-    before, last = (norms(later - earlier) for earlier, later in pairwise(values))
-    ratio = last / torch.where(before > 0, before, 1)
-    return last * ratio.clamp(min(1.0, 3 * left), 1)
+    def _tilted(self, node: float, level: int, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """F at a node beyond the most noise, as the mean at so many times its angle has it; ``[n, d]``."""
+        here, known = node * self.left, level * self.left
+        ratio = (math.tan(here) / math.cos(here)) / (math.tan(known) / math.cos(known))
+        field = self.looks[level - 1](ratio * z, rows)
+        return ((math.sin(known) * ratio - math.sin(here)) * z + math.cos(known) * field) / math.cos(here)

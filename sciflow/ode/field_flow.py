@@ -20,7 +20,7 @@ __all__ = ["FieldFlow", "VelocityField"]
 VelocityField = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # What is left uncorrected of the errors of steps grows on the way to noise: by so much tighter are they taken.
-_TIGHTER = 100.0
+_TIGHTER = 300.0
 # Of the tolerance, in the error of every row: a difference may be small by accident.
 _LEAST_ERROR = 0.2
 

@@ -26,7 +26,7 @@ _VALUES_OF_ROW, _VALUES_AT_A_TIME = 1024, {"cpu": 1 << 26, "cuda": 1 << 29}
 # So many times the memory of a row does its graph take.
 _OF_GRAPH = 32
 # Events and noise are wanted closer than the tolerance.
-_OF_STATES = 0.1
+_OF_STATES = 0.03
 # Where an error is too large: so many times tighter, or so many times the probes.
 _TIGHTER, _MORE_PROBES = 10.0, 4
 
@@ -71,8 +71,10 @@ def likelihood_of(given: Given, z: Tensor, context: Tensor | None, options: Opti
     Returns:
         Entries ``[n]``.
     """
-    parts = [_of_part(given, rows, c, options, module) for rows, c in _parts(z, context)]
-    return concatenated(parts)
+    # Traces are found by automatic derivatives, which torch.inference_mode forbids.
+    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        parts = [_of_part(given, rows, c, options, module) for rows, c in _parts(z, context)]
+        return concatenated(parts)
 
 
 def to_noise(given: Given, z: Tensor, context: Tensor | None, tolerance: float, module: nn.Module) -> Tensor:
@@ -175,10 +177,10 @@ def _improved(known: _Known, looked_at: Callable[[Tensor, Options], _Known], opt
         levels[1] += chosen & of_probes
         for tighter, more in {tuple(pair) for pair in levels[:, chosen].T.tolist()}:
             rows = torch.nonzero(chosen & (levels[0] == tighter) & (levels[1] == more)).squeeze(1)
-            tolerance = options.tolerance / _TIGHTER**tighter
+            closer = _TIGHTER**-tighter
             probes = None if options.probes is None else options.probes * _MORE_PROBES**more
-            steps = replace(options.steps, tolerance=steps_for(tolerance).tolerance)
-            new = looked_at(rows, replace(options, tolerance=tolerance, steps=steps, probes=probes))
+            steps = replace(options.steps, tolerance=closer * options.steps.tolerance)
+            new = looked_at(rows, replace(options, tolerance=closer * options.tolerance, steps=steps, probes=probes))
             new = new._replace(nfe=new.nfe + known.nfe[rows], spent=new.spent + known.spent[rows])
             known = _Known(*(old.index_copy(0, rows, each) for old, each in zip(known, new, strict=True)))
 
@@ -227,7 +229,7 @@ def _divergence(z: Tensor, options: Options) -> Divergence:
 
 def _parts(z: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """Rows and their contexts, in parts that memory holds; one at the least."""
-    rows = z.split(_rows_at_a_time(z))
+    rows = [part.clone() if part.is_inference() else part for part in z.split(_rows_at_a_time(z))]
     contexts = [None] * len(rows) if context is None else context.split(max(1, len(rows[0])))
     return list(zip(rows, contexts, strict=True))
 

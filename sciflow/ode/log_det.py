@@ -19,7 +19,8 @@ _VALUES_AT_A_TIME = 1 << 22
 _SHARE, _CUTS = 0.25, 6
 # By how much the halves are better than the whole, at the least.
 _GAIN = 10.0
-_WIDER, _ROUGHEST, _RESOLVED = 1.25, 30.0, 3e-5
+_WIDER, _RESOLVED = 1.2, 2e-5
+_LEAST_ROUGH, _MOST_ROUGH, _OF_NEIGHBOURS = 0.3, 30.0, 0.1
 
 
 class Change(NamedTuple):
@@ -148,9 +149,15 @@ def _doubt(panels: _Panels, path: Path) -> Tensor:
     """How far the integrals over whole steps may be off: between what the trace alone says, which is smooth from one
     step to the next, and what it says with the correction, which is not."""
     trace = panels.trace.detach().mean(2)
-    smooth = doubts(trace, path.rows, path.start, path.width)
-    rough = doubts(trace - panels.correction.detach(), path.rows, path.start, path.width)
-    doubt = _WIDER * (smooth * torch.minimum(rough, _ROUGHEST * smooth)).sqrt()
+    both = torch.stack([trace, trace - panels.correction.detach()], 2)
+    smooth, rough = doubts(both, path.rows, path.start, path.width).unbind(1)
+    # Either may be small by accident, and both: then those of the neighbours are not.
+    doubt = _WIDER * (smooth * rough.clamp(_LEAST_ROUGH * smooth, _MOST_ROUGH * smooth)).sqrt()
+    same = path.rows[1:] == path.rows[:-1]
+    before, after = doubt.clone(), doubt.clone()
+    before[1:] = torch.where(same, doubt[:-1], 0)
+    after[:-1] = torch.where(same, doubt[1:], 0)
+    doubt = torch.maximum(doubt, _OF_NEIGHBOURS * torch.maximum(before, after))
     # Where a rule is far from the truth, what it is held against is, too.
     return doubt * (1 + (doubt / _RESOLVED).sqrt())
 

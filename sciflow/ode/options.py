@@ -22,6 +22,8 @@ TOLERANCE = 1e-5
 
 # An error of a step may be so many times the tolerance: what is left of it, once it is corrected, is below.
 _OF_STEP = 10.0
+# Where an event is one number, nothing tells how well it is corrected.
+_OF_NUMBERS = 1.0
 # Below it the higher order is less work.
 _TIGHT = 1e-6
 _EXACT_UP_TO = 128
@@ -106,9 +108,10 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
     budget = arguments.whole("budget", options["budget"], 1, _MOST_BUDGET)
     seed = options["seed"]
     steps = steps_for(tolerance, options["solver"])
+    of_step = (_OF_NUMBERS if num_features == 1 else _OF_STEP) * tolerance
     return Options(
         tolerance,
-        replace(steps, most=max_steps, fixed=fixed, kept=True),
+        replace(steps, tolerance=of_step, most=max_steps, fixed=fixed, kept=True),
         None if divergence == "exact" else probes,
         seed if isinstance(seed, torch.Generator) else arguments.seed(seed),
         target_error,

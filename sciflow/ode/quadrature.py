@@ -28,25 +28,30 @@ def gauss(num_nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def doubts(values: Tensor, rows: Tensor, start: Tensor, width: Tensor) -> Tensor:
-    """Return how far the integrals of a smooth integrand over neighbouring panels may be off.
+    r"""Return how far the integrals of smooth integrands over neighbouring panels may be off.
 
-    Each is held against that of the polynomial through the nodes of a panel and of its neighbours on both sides, three
-    times as many, which is of a higher order.
+    Each is held against that of the polynomial :math:`p` through the nodes of a panel and of its neighbours on both
+    sides, three times as many, which is of a higher order. In Newton's form, its own nodes first,
+
+    .. math:: p(u) = \sum_k f[u_0, \dots, u_k] \prod_{i < k} (u - u_i)
+
+    the terms of its own nodes are what Gauss's rule is right for, and the integrals of the others are the difference.
 
     Args:
-        values: ``[panels, m]``, the integrand at the nodes, float64.
+        values: ``[panels, m, *]``, integrands at the nodes, float64.
         rows: ``[panels]``, whose panels these are; those of one row are together, in the order of time, without gaps.
         start: ``[panels]``, when each begins.
         width: ``[panels]``, its length.
 
     Returns:
-        ``[panels]``, differences without sign.
+        ``[panels, *]``, differences without sign.
     """
-    nodes, weights = gauss(values.shape[1], values)
-    place = torch.arange(len(values), device=values.device)
+    nodes, _ = gauss(values.shape[1], values)
     first = torch.searchsorted(rows, rows)
     count = torch.searchsorted(rows, rows, right=True) - first
-    result = width * (values @ weights)
+    place = torch.arange(len(values), device=values.device)
+    kinds = values.shape[2:]
+    result = torch.full((len(values), *kinds), torch.inf, dtype=values.dtype, device=values.device)
     for size in range(2, _WINDOW + 1):
         chosen = torch.nonzero(count.clamp_max(_WINDOW) == size).squeeze(1)
         if not len(chosen):
@@ -54,28 +59,34 @@ def doubts(values: Tensor, rows: Tensor, start: Tensor, width: Tensor) -> Tensor
         latest = first[chosen] + count[chosen] - size
         begin = torch.minimum(torch.maximum(chosen - size // 2, first[chosen]), latest)
         window = begin[:, None] + place[:size]
-        left, right = start[window[:, 0]], start[window[:, -1]] + width[window[:, -1]]
-        middle, half = (left + right) / 2, (right - left) / 2
-        at = (start[window][..., None] + width[window][..., None] * nodes).flatten(1)
-        degree = size * values.shape[1]
-        basis = _legendre((at - middle[:, None]) / half[:, None], degree)
-        coefficients = torch.linalg.solve(basis, values[window].flatten(1))
-        ends = [(edge - middle) / half for edge in (start[chosen], start[chosen] + width[chosen])]
-        before, after = (_primitives(edge, degree) for edge in ends)
-        result[chosen] -= half * ((after - before) * coefficients).sum(1)
-    return torch.where(count > 1, result.abs(), torch.inf)
+        # In units of its own panel, which is [0, 1].
+        at = ((start[window] - start[chosen, None])[..., None] + width[window][..., None] * nodes).flatten(1)
+        at = at / width[chosen, None]
+        # From the inside out, so that no digits are lost: its own nodes come first.
+        order = torch.argsort((at - 0.5).abs(), dim=1)
+        found = values[window].flatten(1, 2)
+        found = found.gather(1, order.reshape(*order.shape, *[1] * len(kinds)).expand_as(found))
+        at = at.gather(1, order)
+        terms, products = _divided_differences(at, found), _integrals_of_products(at)
+        own = values.shape[1]
+        result[chosen] = torch.einsum("p,pk...,pk->p...", width[chosen], terms[:, own:], products[:, own:]).abs()
+    return result
 
 
-def _legendre(x: Tensor, count: int) -> Tensor:
-    """Legendre's polynomials of degrees below ``count``, ``[*x.shape, count]``."""
-    found = [torch.ones_like(x), x]
-    for degree in range(1, count - 1):
-        found.append(((2 * degree + 1) * x * found[-1] - degree * found[-2]) / (degree + 1))
-    return torch.stack(found[:count], -1)
+def _divided_differences(at: Tensor, values: Tensor) -> Tensor:
+    """Newton's coefficients of the polynomials through values ``[panels, k, *]`` at ``[panels, k]``, of that shape."""
+    shape = (*at.shape, *[1] * (values.ndim - 2))
+    at = at.reshape(shape)
+    found = [values[:, 0]]
+    for degree in range(1, at.shape[1]):
+        values = values.diff(dim=1) / (at[:, degree:] - at[:, :-degree])
+        found.append(values[:, 0])
+    return torch.stack(found, 1)
 
 
-def _primitives(x: Tensor, count: int) -> Tensor:
-    """Their integrals up to ``x``, give or take a constant."""
-    found = _legendre(x, count + 1)
-    degrees = torch.arange(1, count).to(x)
-    return torch.cat([found[..., 1:2], (found[..., 2:] - found[..., :-2]) / (2 * degrees + 1)], -1)
+def _integrals_of_products(at: Tensor) -> Tensor:
+    r"""Integrals from 0 to 1 of :math:`\prod_{i < k} (u - u_i)`, ``[panels, k]``."""
+    points, weights = gauss(at.shape[1] // 2 + 1, at)
+    products = (points - at[:, :, None])[:, :-1].cumprod(1)
+    ones = torch.ones_like(products[:, :1])
+    return torch.cat([ones, products], 1) @ weights

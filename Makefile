@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-BENCHMARKS := data shard training flows density samplers diffusion distillation likelihood distill_to_flow
+BENCHMARKS := data shard training flows density samplers diffusion distillation likelihood divergence distill_to_flow
 
 .PHONY: demo test check bench clean
 

@@ -353,8 +353,11 @@ class TestTraining:
     def test_likelihood_by_few_steps_is_near_log_p(self) -> None:
         flow = moved(ContinuousFlow((2,), trained_by="likelihood", **SMALL))
         x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-        found = flow.train().loss(x).mean() + flow.eval().log_prob(x).mean()
-        assert 0 < found < 0.3  # of kinetic energy and roughness
+        torch.manual_seed(0)
+        losses = torch.stack([flow.train().loss(x).mean().detach() for _ in range(20)])  # each with its own probes
+        found = losses + flow.eval().log_prob(x).mean().detach()
+        standard_error = float(found.std()) / 20**0.5
+        assert -3 * standard_error < found.mean() < 0.3  # of kinetic energy and roughness
 
     def test_loss_has_the_gradient_of_differences(self) -> None:
         flow = moved(ContinuousFlow((4,), trained_by="likelihood", **SMALL).double()).train()

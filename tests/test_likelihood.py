@@ -47,4 +47,14 @@ def test_a_row_of_several_draws_is_as_its_worst_and_to_miss_a_target_is_less_bad
     found = importance_weighted(each)
     assert found.status.tolist() == [row]
     assert found.status.dtype == each.status.dtype
-    assert found.log_prob.item() == pytest.approx(math.log(sum(math.exp(-n) for n in range(1, 5)) / 4))
+    weights = [math.exp(-n - (n / 100) ** 2 / 2) for n in range(1, 5)]
+    assert found.log_prob.item() == pytest.approx(math.log(sum(weights) / 4))
+
+
+def test_weights_of_estimates_are_right_on_average():
+    error = 0.5 * torch.ones(4, 20_000)
+    estimates = error * torch.randn(error.shape, generator=torch.Generator().manual_seed(0))
+    status = torch.zeros_like(error, dtype=torch.int32)
+    found = importance_weighted(Likelihood(estimates, error, status, status, "ode"))
+    assert found.log_prob.exp().mean().item() == pytest.approx(1, abs=0.01)
+    assert estimates.exp().mean().item() > 1.1

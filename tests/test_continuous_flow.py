@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from analytic import Gaussian, GaussianMixture
+from analytic import Gaussian, GaussianMixture, correlated, events, few_modes
 from torch import Tensor, nn
 
 import sciflow as sf
@@ -41,27 +41,6 @@ class Known(nn.Module):
         return self.scale * (self.truth.velocity(z, t) - (2 * t - 1)[:, None] / size * z).reshape(x.shape)
 
 
-def gaussian(num_features: int) -> GaussianMixture:
-    """With correlations, and standard deviations from 1 to below a tenth."""
-    generator = torch.Generator().manual_seed(num_features)
-    axes, _ = torch.linalg.qr(torch.randn(num_features, num_features, generator=generator, dtype=torch.float64))
-    spread = torch.logspace(0, -1.1, num_features, dtype=torch.float64)
-    return Gaussian(torch.zeros(num_features), axes @ torch.diag(spread**2) @ axes.mT)
-
-
-def mixture(num_features: int) -> GaussianMixture:
-    given = GaussianMixture.ring() if num_features == 2 else GaussianMixture.random(num_features, 3)
-    return given.normalised()
-
-
-def events(truth: GaussianMixture, n: int) -> Tensor:
-    """Draws, and every fourth a little off the bulk."""
-    generator = torch.Generator().manual_seed(1)
-    x = truth.sample(n, generator)
-    x[::4] += 0.1 * torch.randn(x[::4].shape, generator=generator, dtype=torch.float64)
-    return x
-
-
 def known(truth: GaussianMixture, event_shape: tuple[int, ...] | None = None) -> ContinuousFlow:
     shape = event_shape or tuple(truth.means.shape[1:])
     return ContinuousFlow(shape, network=Known(truth), preprocess="none").double().eval()
@@ -83,7 +62,7 @@ def errors(found: Likelihood, truth: GaussianMixture, x: Tensor) -> Tensor:
 
 class TestTruth:
     @pytest.mark.parametrize("num_features", [1, 2, 8])
-    @pytest.mark.parametrize("kind", [gaussian, mixture])
+    @pytest.mark.parametrize("kind", [correlated, few_modes])
     def test_rows_are_within_the_tolerance(self, kind: Any, num_features: int) -> None:
         truth = kind(num_features)
         x, flow = events(truth, 64), known(truth)
@@ -96,7 +75,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("solver", ["bosh3", "dopri5", "tsit5", "dop853"])
     def test_every_solver(self, solver: str) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 64)
         found = known(truth).likelihood(x, tolerance=1e-4, solver=solver)
         error = errors(found, truth, x)
@@ -106,7 +85,7 @@ class TestTruth:
     @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
     @pytest.mark.parametrize("num_features", [1, 2, 8])
     def test_the_error_bar_is_true(self, num_features: int, tolerance: float) -> None:
-        truth = mixture(num_features)
+        truth = few_modes(num_features)
         x = events(truth, 200)
         found = known(truth).likelihood(x, tolerance=tolerance)
         error = errors(found, truth, x)
@@ -125,7 +104,7 @@ class TestTruth:
         assert (error / found.error).median() > 0.01
 
     def test_probes_agree_with_their_error(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 100)
         found = known(truth).likelihood(x, tolerance=1e-3, divergence="hutchinson", probes=16)
         error = errors(found, truth, x)
@@ -133,14 +112,14 @@ class TestTruth:
         assert 0.1 < (error / found.error).median() < 1
 
     def test_a_target_for_the_error_is_met(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 50)
         found = known(truth).likelihood(x, tolerance=1e-2, target_error=1e-5)
         assert found.error.max() <= 1e-5
         assert (errors(found, truth, x) < 2 * found.error).double().mean() >= 0.95
 
     def test_few_steps_are_labelled_and_more_are_closer(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x, flow = events(truth, 50), known(truth)
         few, many = (flow.likelihood(x, num_steps=num_steps) for num_steps in (4, 16))
         assert few.kind == many.kind == "few-step"
@@ -148,14 +127,14 @@ class TestTruth:
         assert (errors(many, truth, x) < 2 * many.error).double().mean() >= 0.95
 
     def test_the_gradient_of_log_p_is_the_score(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 10).requires_grad_()
         (score,) = torch.autograd.grad(known(truth).log_prob(x).sum(), x)
         (expected,) = torch.autograd.grad(truth.log_prob(x).sum(), x)
         torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-3)
 
     def test_noise_is_normal_and_draws_are_the_mixture(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         flow = known(truth)
         z = flow.encode(truth.sample(2000, torch.Generator().manual_seed(2)), tolerance=1e-3).detach()
         assert z.mean(0).abs().max() < 4 / 2000**0.5
@@ -166,7 +145,7 @@ class TestTruth:
 
 class TestWhatMustNotMatter:
     def test_other_rows(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x, flow = events(truth, 200), known(truth)
         together = flow.likelihood(x, tolerance=1e-4)
         for row in (0, 99, 199):
@@ -176,13 +155,13 @@ class TestWhatMustNotMatter:
             assert alone.nfe[0] == together.nfe[row]
 
     def test_the_shape_of_events(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 5)
         found = known(truth, (2, 2, 2)).log_prob(x.reshape(5, 2, 2, 2))
         torch.testing.assert_close(found, known(truth).log_prob(x), rtol=0, atol=1e-9)
 
     def test_float32(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 100)
         found = known(truth).float().likelihood(x.float(), tolerance=1e-4)
         assert found.log_prob.dtype == torch.float32
@@ -192,7 +171,7 @@ class TestWhatMustNotMatter:
 
     def test_units(self) -> None:
         scale = torch.tensor([0.01, 300.0], dtype=torch.float64)
-        rows = events(mixture(2), 400)
+        rows = events(few_modes(2), 400)
         values = []
         for of_data in (torch.ones(2, dtype=torch.float64), scale):
             flow = moved(ContinuousFlow((2,), **SMALL).double())
@@ -201,7 +180,7 @@ class TestWhatMustNotMatter:
         torch.testing.assert_close(values[1], values[0] - scale.log().sum(), rtol=0, atol=1e-5)
 
     def test_a_row_without_a_log_p(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 4)
         flow, spoiled = known(truth), x.clone()
         spoiled[1], spoiled[2, 1] = torch.nan, torch.inf
@@ -224,7 +203,7 @@ class TestWhatMustNotMatter:
 
 class TestTheMap:
     def test_decode_undoes_encode(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x, flow = events(truth, 20), known(truth)
         for tolerance in (1e-3, 1e-6):
             back = flow.decode(flow.encode(x, tolerance=tolerance), tolerance=tolerance)
@@ -295,7 +274,7 @@ class TestContext:
         assert found.log_prob.isfinite().all()
 
 
-def correlated(n: int, seed: int = 0) -> np.ndarray:
+def pairs(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multivariate_normal([3.0, -1.0], COVARIANCE.numpy(), size=n)
 
 
@@ -310,13 +289,13 @@ def trained(request: pytest.FixtureRequest) -> ContinuousFlow:
         seed=0,
     )
     settings = {"max_steps": 25, "batch_size": 256} if by_likelihood else {"max_steps": 700, "batch_size": 128}
-    sf.fit(flow, correlated(2000), correlated(200, 1), seed=0, learning_rate=5e-3, validate_every=700, **settings)
+    sf.fit(flow, pairs(2000), pairs(200, 1), seed=0, learning_rate=5e-3, validate_every=700, **settings)
     return flow
 
 
 class TestTraining:
     def test_it_finds_a_correlated_gaussian(self, trained: ContinuousFlow) -> None:
-        x = torch.from_numpy(correlated(500, 2))
+        x = torch.from_numpy(pairs(500, 2))
         truth = Gaussian([3.0, -1.0], COVARIANCE).log_prob(x)
         gap = truth - trained.likelihood(x, tolerance=1e-3).log_prob.detach()
         assert abs(float(gap.mean())) < 0.05
@@ -329,12 +308,12 @@ class TestTraining:
         assert abs(float(density.sum()) * cell - 1) < 5e-3
 
     def test_the_loss_of_evaluation_is_minus_log_p(self, trained: ContinuousFlow) -> None:
-        x = torch.from_numpy(correlated(20, 3))
+        x = torch.from_numpy(pairs(20, 3))
         torch.testing.assert_close(-trained.loss(x), trained.log_prob(x), rtol=0, atol=0.1)
 
     def test_it_goes_on_by_likelihood(self) -> None:
         flow = ContinuousFlow((2,), **SMALL)
-        rows = correlated(600)
+        rows = pairs(600)
         sf.fit(flow, rows, seed=0, max_steps=20)
         before = {name: tensor.clone() for name, tensor in flow.preprocess.state_dict().items()}
         flow.trained_by = "likelihood"
@@ -410,7 +389,7 @@ class TestSaving:
 
     def test_a_network_of_the_users_own_is_not_saved(self, tmp_path) -> None:
         with pytest.raises(ModelFileError, match="this flow has a network of your own"):
-            known(mixture(2)).save(tmp_path / "model")
+            known(few_modes(2)).save(tmp_path / "model")
 
     def test_a_workflow_names_it(self) -> None:
         built = build({"name": "continuous_flow", "trained_by": "likelihood", "seed": 0}, (2,))

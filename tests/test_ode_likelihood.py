@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import Gaussian, GaussianMixture
+from analytic import GaussianMixture, correlated, events, few_modes
 from torch import Tensor
 
 import sciflow as sf
@@ -18,27 +18,6 @@ from sciflow.errors import ConfigError, DerivativeError
 
 SCHEDULES = ("vp", "cosine", "sub-vp", "ve", "edm", "flow")
 SIZES = (1, 2, 8, 43)
-
-
-def gaussian(num_features: int) -> GaussianMixture:
-    """With correlations, and standard deviations from 1 to below a tenth."""
-    generator = torch.Generator().manual_seed(num_features)
-    axes, _ = torch.linalg.qr(torch.randn(num_features, num_features, generator=generator, dtype=torch.float64))
-    spread = torch.logspace(0, -1.1, num_features, dtype=torch.float64)
-    return Gaussian(torch.zeros(num_features), axes @ torch.diag(spread**2) @ axes.mT)
-
-
-def mixture(num_features: int) -> GaussianMixture:
-    given = GaussianMixture.ring() if num_features == 2 else GaussianMixture.random(num_features, 3)
-    return given.normalised()
-
-
-def events(truth: GaussianMixture, n: int) -> Tensor:
-    """Draws, and every fourth a little off the bulk."""
-    generator = torch.Generator().manual_seed(1)
-    x = truth.sample(n, generator)
-    x[::4] += 0.1 * torch.randn(x[::4].shape, generator=generator, dtype=torch.float64)
-    return x
 
 
 def density(truth: GaussianMixture, given: str | Schedule = "vp", **options: Any) -> Diffusion:
@@ -55,7 +34,7 @@ def errors(found: Likelihood, truth: GaussianMixture, x: Tensor) -> Tensor:
 class TestTruth:
     @pytest.mark.parametrize("num_features", SIZES)
     @pytest.mark.parametrize("given", SCHEDULES)
-    @pytest.mark.parametrize("kind", [gaussian, mixture])
+    @pytest.mark.parametrize("kind", [correlated, few_modes])
     def test_every_row_is_within_ten_tolerances(self, kind: Any, given: str, num_features: int) -> None:
         truth = kind(num_features)
         x = events(truth, 24 if num_features == 43 else 96)
@@ -65,7 +44,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("num_features", [1, 2, 8])
     def test_tighter_tolerances_are_kept_too(self, num_features: int) -> None:
-        truth = mixture(num_features)
+        truth = few_modes(num_features)
         x, model = events(truth, 64), density(truth, "flow")
         for tolerance in (1e-2, 1e-3, 1e-5, 1e-7):
             found = model.likelihood(x, method="ode", tolerance=tolerance)
@@ -73,7 +52,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("solver", ["bosh3", "dopri5", "tsit5", "dop853"])
     def test_every_solver(self, solver: str) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 32)
         found = density(truth).likelihood(x, method="ode", tolerance=1e-4, solver=solver)
         assert errors(found, truth, x).max() < 10 * 1e-4
@@ -81,7 +60,7 @@ class TestTruth:
     @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
     @pytest.mark.parametrize("num_features", SIZES)
     def test_the_error_bar_is_true(self, num_features: int, tolerance: float) -> None:
-        truth = mixture(num_features)
+        truth = few_modes(num_features)
         x = events(truth, 100 if num_features == 43 else 400)
         found = density(truth).likelihood(x, method="ode", tolerance=tolerance)
         error = errors(found, truth, x)
@@ -89,8 +68,17 @@ class TestTruth:
         # Of one dimension there is no telling whether a score is one, and bars are wider.
         assert (error / found.error).median() > (0.1 if num_features > 1 else 0.04)
 
+    @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+    def test_the_error_bar_is_true_off_the_bulk(self, tolerance: float) -> None:
+        truth = few_modes(8)
+        x = events(truth, 200, off=0.5)
+        found = density(truth).likelihood(x, method="ode", tolerance=tolerance)
+        error = errors(found, truth, x)
+        assert (error < 2 * found.error).double().mean() >= 0.95
+        assert (error / found.error).median() > 0.05
+
     def test_it_integrates_to_one(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         side = torch.linspace(-3.5, 3.5, 121, dtype=torch.float64)
         grid = torch.cartesian_prod(side, side)
         found = density(truth, "flow").likelihood(grid, method="ode", tolerance=1e-3)
@@ -98,7 +86,7 @@ class TestTruth:
         assert abs(float(found.log_prob.exp().sum()) * cell - 1) < 1e-3
 
     def test_units(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         scale = torch.linspace(0.01, 300, 8, dtype=torch.float64)
         model = Diffusion((8,), network={"mlp": {"hidden_features": (16,)}}, seed=0).double()
         model.fit_preprocessing(truth.sample(4000, torch.Generator().manual_seed(0)))
@@ -114,7 +102,7 @@ class TestTruth:
 
 class TestWhatMustNotMatter:
     def test_other_rows(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x, model = events(truth, 1000), density(truth)
         together = model.likelihood(x, method="ode", tolerance=1e-4)
         for row in (0, 333, 999):
@@ -132,7 +120,7 @@ class TestWhatMustNotMatter:
                 alpha, sigma = schedule("cosine")(t**2)
                 return 3 * alpha, 3 * sigma
 
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 64)
         plain, other = (
             density(truth, given).likelihood(x, method="ode", tolerance=1e-8) for given in ("cosine", Stretched())
@@ -140,7 +128,7 @@ class TestWhatMustNotMatter:
         torch.testing.assert_close(other.log_prob, plain.log_prob, rtol=0, atol=1e-6)
 
     def test_float32(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 200).float()
         model = density(truth)
         double = model.likelihood(x.double(), method="ode", tolerance=1e-6)
@@ -151,7 +139,7 @@ class TestWhatMustNotMatter:
         assert (off < 2 * single.error).double().mean() >= 0.95
 
     def test_a_row_without_a_log_p(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 6)
         expected = density(truth).likelihood(x, method="ode")
         spoiled = x.clone()
@@ -164,7 +152,7 @@ class TestWhatMustNotMatter:
         torch.testing.assert_close(found.log_prob[[0, 4, 5]], expected.log_prob[[0, 4, 5]], rtol=0, atol=1e-9)
 
     def test_the_shape_of_events(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x, chosen = events(truth, 5), schedule("vp")
         field = Diffusion.from_denoiser(
             lambda x, t: truth.denoise(x.flatten(1), t, chosen).reshape(x.shape), (2, 2, 2), chosen
@@ -174,7 +162,7 @@ class TestWhatMustNotMatter:
 
 
 class TestProbes:
-    truth = mixture(8)
+    truth = few_modes(8)
 
     def test_their_error_is_true(self) -> None:
         x = events(self.truth, 400)
@@ -230,7 +218,7 @@ class TestProbes:
 
 
 class TestTargetError:
-    truth = mixture(8)
+    truth = few_modes(8)
 
     def test_tolerances_are_tightened_until_it_is_met(self) -> None:
         x = events(self.truth, 100)
@@ -276,7 +264,7 @@ class TestTargetError:
 
 class TestGradients:
     def test_of_log_p_is_the_score(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 40).requires_grad_()
         found = density(truth).likelihood(x, method="ode", tolerance=1e-6)
         (score,) = torch.autograd.grad(found.log_prob.sum(), x)
@@ -310,7 +298,7 @@ class TestGradients:
             torch.testing.assert_close(gradient[place], (values[0] - values[1]) / 2e-4, rtol=1e-3, atol=1e-4)
 
     def test_a_row_that_failed_spoils_no_other(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 3)
         x[1] = torch.nan
         x.requires_grad_()
@@ -319,7 +307,7 @@ class TestGradients:
         assert gradient[[0, 2]].isfinite().all()
 
     def test_a_second_one_is_refused(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x = events(truth, 2).requires_grad_()
         found = density(truth).likelihood(x, method="ode", tolerance=1e-3)
         with pytest.raises(DerivativeError, match="create_graph"):
@@ -329,19 +317,19 @@ class TestGradients:
 class TestEncodeAndDecode:
     @pytest.mark.parametrize("given", SCHEDULES)
     def test_there_and_back(self, given: str) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x, model = events(truth, 40), density(truth, given)
         z = model.encode(x)
         torch.testing.assert_close(model.decode(z), x, rtol=0, atol=1e-4)
 
     def test_noise_is_normal(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         z = density(truth).encode(truth.sample(4000, torch.Generator().manual_seed(2)))
         assert z.mean(0).abs().max() < 4 / 4000**0.5
         torch.testing.assert_close(z.T.cov(), torch.eye(2, dtype=torch.float64), rtol=0, atol=0.1)
 
     def test_they_have_gradients(self) -> None:
-        truth = mixture(2)
+        truth = few_modes(2)
         x, model = events(truth, 4).requires_grad_(), density(truth)
         (found,) = torch.autograd.grad(model.encode(x)[:, 0].sum(), x)
         step = torch.tensor([1e-3, 0.0], dtype=torch.float64)
@@ -352,13 +340,13 @@ class TestEncodeAndDecode:
 
 class TestFewSteps:
     def test_they_are_labelled(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         found = density(truth).likelihood(events(truth, 20), method="ode", num_steps=3)
         assert found.kind == "few-step"
         assert repr(found).startswith("Likelihood(few-step, 20 rows")
 
     def test_more_of_them_are_closer(self) -> None:
-        truth = mixture(8)
+        truth = few_modes(8)
         x = events(truth, 40)
         few, many = (
             errors(density(truth).likelihood(x, method="ode", num_steps=num_steps), truth, x).median()

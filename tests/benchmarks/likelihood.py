@@ -98,11 +98,8 @@ def main() -> None:
 
 def mixture(num_features: int, num_rows: int, off: float) -> Problem:
     """A mixture of Gaussians, of which every fourth row is off the bulk."""
-    given = analytic.GaussianMixture.ring() if num_features == 2 else analytic.GaussianMixture.random(num_features, 3)
-    truth, chosen = given.normalised(), schedule("vp")
-    generator = torch.Generator().manual_seed(1)
-    x = truth.sample(num_rows, generator)
-    x[::4] += off * torch.randn(x[::4].shape, generator=generator, dtype=torch.float64)
+    truth, chosen = analytic.few_modes(num_features), schedule("vp")
+    x = analytic.events(truth, num_rows, off)
     model = Diffusion.from_denoiser(lambda x, t: truth.denoise(x, t, chosen), (num_features,), chosen).double()
     begun = truth.marginal(chosen.t_min, chosen).log_prob(float(chosen(torch.tensor(chosen.t_min).double())[0]) * x)
     return Problem(str(num_features), model, x, truth.log_prob(x), begun, truth.marginal(1.0, chosen).log_prob)
@@ -110,7 +107,7 @@ def mixture(num_features: int, num_rows: int, off: float) -> Problem:
 
 def trained(num_rows: int) -> Problem:
     """A network that has learned the ring, in single precision as networks are used."""
-    truth = analytic.GaussianMixture.ring().normalised()
+    truth = analytic.few_modes(2)
     tell("training a network")
     model = Diffusion((2,), schedule="vp", preprocess="none", seed=0)
     rows = truth.sample(20_000, torch.Generator().manual_seed(0)).float()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sciflow.diffusion.schedules import Schedule
 
-__all__ = ["Gaussian", "GaussianMixture"]
+__all__ = ["Gaussian", "GaussianMixture", "correlated", "events", "few_modes"]
 
 
 class GaussianMixture:
@@ -164,3 +164,25 @@ class Gaussian(GaussianMixture):
         mean, axes = self.means[0].to(x), self._axes[0].to(x)
         off = (x - alpha[0].to(x) * mean) @ axes
         return alpha[1].to(x) * mean + (off * growth) @ axes.mT
+
+
+def correlated(num_features: int) -> Gaussian:
+    """A Gaussian of any axes, with standard deviations from 1 to below a tenth."""
+    generator = torch.Generator().manual_seed(num_features)
+    axes, _ = torch.linalg.qr(torch.randn(num_features, num_features, generator=generator, dtype=torch.float64))
+    spread = torch.logspace(0, -1.1, num_features, dtype=torch.float64)
+    return Gaussian(torch.zeros(num_features), axes @ torch.diag(spread**2) @ axes.mT)
+
+
+def few_modes(num_features: int) -> GaussianMixture:
+    """A mixture of three, or six on a ring, of mean 0 and variance 1 in every feature."""
+    given = GaussianMixture.ring() if num_features == 2 else GaussianMixture.random(num_features, 3)
+    return given.normalised()
+
+
+def events(truth: GaussianMixture, n: int, off: float = 0.1) -> Tensor:
+    """Draws ``[n, d]``, of which every fourth is moved off the bulk by so much in every feature."""
+    generator = torch.Generator().manual_seed(1)
+    x = truth.sample(n, generator)
+    x[::4] += off * torch.randn(x[::4].shape, generator=generator, dtype=torch.float64)
+    return x

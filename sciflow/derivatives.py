@@ -9,7 +9,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from sciflow.errors import DerivativeError
 
-__all__ = ["differentiable_once"]
+__all__ = ["differentiable_once", "require_graph"]
 
 
 def differentiable_once(x: Tensor, what: str, instead: str) -> Tensor:
@@ -45,3 +45,26 @@ def differentiable_once(x: Tensor, what: str, instead: str) -> Tensor:
         if num_derivatives == 0:  # torch.func asks for a graph of every gradient
             x.register_hook(refuse)
     return x
+
+
+def require_graph(answer: Tensor, x: Tensor, what: str) -> None:
+    """Refuse an answer that was cut off from what it depends on, where derivatives are asked for.
+
+    Args:
+        answer: Of a function of the user's.
+        x: What it was asked about.
+        what: Which function it is.
+
+    Raises:
+        DerivativeError: It has no graph, though ``x`` has one.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> require_graph((x * x).detach(), x, "the network")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        sciflow.errors.DerivativeError: the network: its answer has no derivatives, of which log p is made: ...
+    """
+    if torch.is_grad_enabled() and x.requires_grad and not answer.requires_grad:
+        raise DerivativeError(
+            f"{what}: its answer has no derivatives, of which log p is made: leave out torch.no_grad and detach"
+        )

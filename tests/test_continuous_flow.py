@@ -104,7 +104,7 @@ class TestTruth:
         assert (error / found.error).median() > 0.01
 
     def test_probes_agree_with_their_error(self) -> None:
-        truth = few_modes(8)
+        truth = few_modes(20)
         x = events(truth, 100)
         found = known(truth).likelihood(x, tolerance=1e-3, divergence="hutchinson", probes=16)
         error = errors(found, truth, x)
@@ -436,7 +436,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize("method", ["encode", "decode"])
     def test_tolerances_of_the_map(self, density: Any, method: str) -> None:
         carried = getattr(density.eval(), method)
-        for tolerance in (0, -1.0, math.nan, math.inf, "tight", True, None, [1e-3]):
+        for tolerance in (0, -1.0, math.nan, math.inf, "tight", True, [1e-3]):
             with pytest.raises(ConfigError, match=f"{method}: tolerance: a positive number of nats"):
                 carried(torch.zeros(1, 2), tolerance=tolerance)
         with pytest.raises(ConfigError, match=r"float32 holds 1\.2e-06 and above; got 1e-09\. Use \.double"):

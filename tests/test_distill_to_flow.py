@@ -270,8 +270,8 @@ class TestBadInput:
         [
             (lambda: NSF((3,), **SMALL), r"flow: of events \[3\]; those of the teacher are \[2\]"),
             (lambda: NSF((2,), context_shape=(1,), **SMALL), r"flow: of context_shape \[1\]; .* teacher is none"),
-            (lambda: Diffusion((2,), **NETWORK), "flow: give one of sciflow.flows"),
-            (lambda: None, "flow: give one of sciflow.flows"),
+            (lambda: Diffusion((2,), **NETWORK), "flow: give one whose log p is exact"),
+            (lambda: None, "flow: give one whose log p is exact"),
         ],
     )
     def test_flows(self, trained: Diffusion, flow: Any, message: str) -> None:

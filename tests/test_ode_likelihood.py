@@ -162,10 +162,10 @@ class TestWhatMustNotMatter:
 
 
 class TestProbes:
-    truth = few_modes(8)
+    truth = few_modes(40)
 
     def test_their_error_is_true(self) -> None:
-        x = events(self.truth, 400)
+        x = events(self.truth, 120)
         for probes in (4, 16):
             found = density(self.truth).likelihood(
                 x, method="ode", tolerance=1e-4, divergence="hutchinson", probes=probes
@@ -175,7 +175,7 @@ class TestProbes:
             assert 0.1 < (error / found.error).median() < 1
 
     def test_more_of_them_are_closer(self) -> None:
-        x = events(self.truth, 400)
+        x = events(self.truth, 120)
         few, many = (
             errors(
                 density(self.truth).likelihood(x, method="ode", tolerance=1e-4, divergence="hutchinson", probes=probes),
@@ -306,6 +306,23 @@ class TestGradients:
         (gradient,) = torch.autograd.grad(found.log_prob[[0, 2]].sum(), x)
         assert gradient[[0, 2]].isfinite().all()
 
+    def test_a_row_that_failed_spoils_no_weights(self) -> None:
+        model = Diffusion((2,), network={"mlp": {"hidden_features": (8,)}}, seed=0).eval()
+        x = torch.tensor([[torch.nan, 0.0], [0.5, -1.0]])
+        model.likelihood(x, method="ode", tolerance=1e-3).log_prob[1].backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+    def test_of_no_rows(self) -> None:
+        model = Diffusion((2,), network={"mlp": {"hidden_features": (8,)}}, seed=0).eval()
+        x = torch.zeros(0, 2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(model.likelihood(x, method="ode").log_prob.sum(), x, allow_unused=True)
+        assert gradient is None or gradient.shape == (0, 2)
+
+    def test_by_torch_func_they_are_refused(self) -> None:
+        model = density(few_modes(2))
+        with pytest.raises(DerivativeError, match=r"torch\.func cannot look into a solver"):
+            torch.func.grad(lambda x: model.likelihood(x, method="ode").log_prob.sum())(torch.zeros(1, 2).double())
+
     def test_a_second_one_is_refused(self) -> None:
         truth = few_modes(2)
         x = events(truth, 2).requires_grad_()
@@ -355,6 +372,48 @@ class TestFewSteps:
         assert many < few / 50
 
 
+class TestSurroundings:
+    """Where the density is asked must not matter."""
+
+    @pytest.fixture
+    def model(self) -> Diffusion:
+        network = {"mlp": {"hidden_features": (16, 16), "dropout": 0.5}}
+        model = Diffusion((2,), network=network, seed=0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.15, generator=torch.Generator().manual_seed(parameter.numel()))
+        return model.eval()
+
+    def test_training_mode(self, model: Diffusion) -> None:
+        x = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+        expected = model.likelihood(x, method="ode", tolerance=1e-3).log_prob
+        found = model.train().likelihood(x, method="ode", tolerance=1e-3).log_prob
+        assert model.training
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(model.decode(model.encode(x)), x, rtol=0, atol=1e-3)
+        model.eval()
+
+    def test_autocast_and_inference_mode(self, model: Diffusion) -> None:
+        x = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+        expected = model.likelihood(x, method="ode", tolerance=1e-3).log_prob.detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model.likelihood(x, method="ode", tolerance=1e-3).log_prob.detach(), expected)
+        with torch.inference_mode():
+            inside = model.likelihood(x.clone(), method="ode", tolerance=1e-3).log_prob
+        torch.testing.assert_close(inside.clone(), expected)
+
+    def test_a_denoiser_without_derivatives_is_refused(self) -> None:
+        chosen = schedule("vp")
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            with torch.no_grad():
+                return few_modes(2).denoise(x, t, chosen)
+
+        model = Diffusion.from_denoiser(denoise, (2,), chosen)
+        with pytest.raises(DerivativeError, match=r"leave out torch\.no_grad and detach"):
+            model.likelihood(torch.zeros(2, 2), method="ode")
+
+
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -367,6 +426,7 @@ class TestWhatIsRefused:
             ({"probes": 0}, "probes must be 1 to"),
             ({"divergence": "exakt"}, "did you mean exact"),
             ({"solver": "rk45"}, "solver: unknown 'rk45'"),
+            ({"solver": ["dopri5"]}, "solver: unknown"),
             ({"num_steps": 0}, "num_steps must be 1 to"),
             ({"target_error": 0}, "target_error must be a positive number"),
             ({"target_error": 0.1, "num_steps": 4}, "leave one out"),

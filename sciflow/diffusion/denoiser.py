@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from sciflow.derivatives import require_graph
 from sciflow.diffusion.parametrization import Levels, mean_from, turn
 from sciflow.diffusion.rows import over_events
 from sciflow.diffusion.schedules import Schedule
@@ -61,6 +62,7 @@ class Denoiser(nn.Module, ABC):
         spread = power.sqrt()
         x = spread.to(z.dtype) * z
         answer, skip, out = self.answer(x, t, context)
+        require_graph(answer, x, "denoiser")
         unit = spread / (std * sigma)
         share = (unit * (skip - alpha * std.square() / power)).to(x.dtype)
         return torch.addcmul(share * x, (unit * out).to(x.dtype), answer)

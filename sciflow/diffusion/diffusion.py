@@ -35,7 +35,7 @@ from sciflow.matching import PAIRINGS, paired, spread_evenly
 from sciflow.model_file import require_saveable
 from sciflow.nets.by_name import doubts_of_channels
 from sciflow.nets.by_name import network as build_network
-from sciflow.ode.options import TOLERANCE, checked_tolerance
+from sciflow.ode.options import checked_tolerance
 from sciflow.progress import progress_bar
 from sciflow.row_noise import RowNoise
 
@@ -423,10 +423,10 @@ class Diffusion(Density):
                 )
         return torch.cat(drawn, dim=1 if return_trajectory else 0)
 
-    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float | None = None) -> Tensor:
         return to_noise(self.denoiser, y, context, checked_tolerance("encode", tolerance, y.dtype))
 
-    def _decode(self, z: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+    def _decode(self, z: Tensor, context: Tensor | None, *, tolerance: float | None = None) -> Tensor:
         return to_events(self.denoiser, z, context, checked_tolerance("decode", tolerance, z.dtype))
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from sciflow.arguments import Arguments, plain, seeded
 from sciflow.bijections import context_preprocessing, preprocessing
 from sciflow.contexts import ContextShape
 from sciflow.density import Density, Likelihood, checked_shape
+from sciflow.derivatives import require_graph
 from sciflow.errors import ConfigError, nearest
 from sciflow.matching import PAIRINGS, paired, spread_evenly
 from sciflow.model_file import require_saveable
@@ -22,7 +23,7 @@ from sciflow.nets.by_name import network as build_network
 from sciflow.ode.discretised import discretised, jittered
 from sciflow.ode.field_flow import FieldFlow
 from sciflow.ode.likelihood import likelihood_of, to_events, to_noise
-from sciflow.ode.options import TOLERANCE, checked_tolerance, likelihood_options
+from sciflow.ode.options import checked_tolerance, likelihood_options, usual_tolerance
 
 __all__ = ["ContinuousFlow"]
 
@@ -175,6 +176,7 @@ class ContinuousFlow(Density):
         events = (size.rsqrt().to(z.dtype)[:, None] * z).reshape(-1, *self.event_shape)
         context = None if context is None else context.flatten(1)
         answer: Tensor = self.network(events.to(self.dtype), level.to(self.dtype), context)
+        require_graph(answer, events, "network")
         return ((2 * t - 1) / size).to(z.dtype)[:, None] * z + answer.to(z.dtype).flatten(1)
 
     def doubts(self, layout: Any) -> list[str]:
@@ -189,7 +191,7 @@ class ContinuousFlow(Density):
     # What Density asks for. ------------------------------------------------------------------------------------
 
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
-        return self._without_error(y, context, TOLERANCE)
+        return self._without_error(y, context, usual_tolerance(y.dtype))
 
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
         if method not in (None, "ode"):
@@ -208,13 +210,13 @@ class ContinuousFlow(Density):
     def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
         self._require_options("sample", self._decode, options)
         z = torch.randn((n, *self.event_shape), generator=generator, dtype=self.dtype, device=self.device)
-        return self._decode(z, context, **{"tolerance": _DRAWN, **options})
+        return self._decode(z, context, **{"tolerance": max(_DRAWN, usual_tolerance(z.dtype)), **options})
 
-    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float | None = None) -> Tensor:
         tolerance = checked_tolerance("encode", tolerance, y.dtype)
         return to_noise(self._flow, self._vectors(y, context), context, tolerance, self).reshape(y.shape)
 
-    def _decode(self, z: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+    def _decode(self, z: Tensor, context: Tensor | None, *, tolerance: float | None = None) -> Tensor:
         tolerance = checked_tolerance("decode", tolerance, z.dtype)
         return to_events(self._flow, self._vectors(z, context), context, tolerance, self).reshape(z.shape)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sciflow.likelihood import Likelihood, Status, concatenated, error_of_mean
 from sciflow.ode.divergence import Divergence, Exact, Probed
 from sciflow.ode.log_det import Change
-from sciflow.ode.options import Options, least_tolerance, steps_for
+from sciflow.ode.options import MOST_PROBES, Options, least_tolerance, steps_for
 from sciflow.ode.path import Path
 from sciflow.ode.replay import differentiable
 from sciflow.ode.solve import Steps
@@ -73,7 +73,7 @@ def likelihood_of(given: Given, z: Tensor, context: Tensor | None, options: Opti
     """
     # Traces are found by automatic derivatives, which torch.inference_mode forbids.
     with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
-        parts = [_of_part(given, rows, c, options, module) for rows, c in _parts(z, context)]
+        parts = [_of_part(given, rows, c, options, module) for rows, c in _parts(z, context, options.probes or 0)]
         return concatenated(parts)
 
 
@@ -168,6 +168,8 @@ def _improved(known: _Known, looked_at: Callable[[Tensor, Options], _Known], opt
         above = (known.status == int(Status.OK)) & (known.error > target)
         of_probes = known.of_probes > known.of_path
         open_ = open_ & (known.spent + _next_cost(known, of_probes) <= options.budget)
+        if options.probes is not None:
+            open_ = open_ & (~of_probes | (options.probes * _MORE_PROBES ** (levels[1] + 1.0) <= MOST_PROBES))
         open_ = open_ & (of_probes | (options.tolerance / _TIGHTER ** (levels[0] + 1.0) >= floor))
         chosen = above & open_
         if not bool(chosen.any()):
@@ -227,16 +229,16 @@ def _divergence(z: Tensor, options: Options) -> Divergence:
     return Probed(2 * signs.to(z.dtype) - 1)
 
 
-def _parts(z: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+def _parts(z: Tensor, context: Tensor | None, probes: int = 0) -> list[tuple[Tensor, Tensor | None]]:
     """Rows and their contexts, in parts that memory holds; one at the least."""
-    rows = [part.clone() if part.is_inference() else part for part in z.split(_rows_at_a_time(z))]
+    rows = [part.clone() if part.is_inference() else part for part in z.split(_rows_at_a_time(z, probes))]
     contexts = [None] * len(rows) if context is None else context.split(max(1, len(rows[0])))
     return list(zip(rows, contexts, strict=True))
 
 
-def _rows_at_a_time(z: Tensor) -> int:
+def _rows_at_a_time(z: Tensor, probes: int = 0) -> int:
     most = _VALUES_AT_A_TIME.get(z.device.type, _VALUES_AT_A_TIME["cpu"])
-    return max(1, most // (_VALUES_OF_ROW * math.prod(z.shape[1:])))
+    return max(1, most // (_VALUES_OF_ROW * (math.prod(z.shape[1:]) + probes)))
 
 
 def _rows_with_graph(z: Tensor) -> int:

@@ -15,7 +15,16 @@ from sciflow.errors import ConfigError, nearest
 from sciflow.ode.pairs import pair
 from sciflow.ode.solve import Steps
 
-__all__ = ["TOLERANCE", "Options", "checked_tolerance", "least_tolerance", "likelihood_options", "steps_for"]
+__all__ = [
+    "MOST_PROBES",
+    "TOLERANCE",
+    "Options",
+    "checked_tolerance",
+    "least_tolerance",
+    "likelihood_options",
+    "steps_for",
+    "usual_tolerance",
+]
 
 #: Error of log p that is aimed at where the user does not say, in nats.
 TOLERANCE = 1e-5
@@ -27,7 +36,8 @@ _OF_NUMBERS = 1.0
 # Below it the higher order is less work.
 _TIGHT = 1e-6
 _EXACT_UP_TO = 128
-_PROBES, _MOST_PROBES = 16, 1 << 14
+_PROBES = 16
+MOST_PROBES = 1 << 14
 _MOST_STEPS, _MOST_OF_MOST = 1000, 1 << 20
 _BUDGET, _MOST_BUDGET = 20_000, 1 << 40
 
@@ -59,10 +69,12 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
     Args:
         given: By name:
 
-            - ``tolerance``: Error of log p that is aimed at, in nats; 1e-5 by default.
+            - ``tolerance``: Error of log p that is aimed at, in nats; 1e-5 by default, and in float32 1.2e-6 at the
+              least. What it is known to is said by the error, which for learned fields may be above it.
             - ``divergence``: ``"exact"``; ``"hutchinson"``, estimated by random probes; or ``"auto"``, exact for
               events of up to 128 numbers.
-            - ``probes``: How many; 16 by default. Fewer than 4 give no error of their own: it is infinite.
+            - ``probes``: How many; 16 by default. Fewer than 4 give no error of their own: it is infinite. Where there
+              are as many as an event has numbers, the exact divergence is no dearer, and is taken.
             - ``seed``: Of the probes, 0 by default: those of a row follow from its own numbers. Or a generator, or
               None, for others every time.
             - ``target_error``: Error that every row is to have at most, in nats: rows above it are computed again by a
@@ -73,7 +85,8 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
             - ``solver``: ``"bosh3"``, ``"dopri5"``, ``"tsit5"`` or ``"dop853"``, see :func:`sciflow.ode.pairs.pair`;
               None for the second, and for the last where tolerances are tight.
             - ``max_steps``: Of one row, 1000 by default.
-            - ``num_steps``: That many equal steps, whatever the error: biased, and labelled so.
+            - ``num_steps``: That many equal steps, of some ten evaluations each, whatever the error: biased, labelled
+              so, and with an error that is a guess where steps are few.
         num_features: Of an event.
         dtype: Of the states.
 
@@ -87,7 +100,7 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
     options = {**_USUAL, **given}
     tolerance = checked_tolerance("likelihood", options["tolerance"], dtype)
     divergence = arguments.choice("divergence", options["divergence"], ("auto", "exact", "hutchinson"))
-    probes = arguments.whole("probes", options["probes"], 1, _MOST_PROBES)
+    probes = arguments.whole("probes", options["probes"], 1, MOST_PROBES)
     max_steps = arguments.whole("max_steps", options["max_steps"], 1, _MOST_OF_MOST)
     fixed = options["num_steps"]
     if fixed is not None:
@@ -112,7 +125,7 @@ def likelihood_options(given: Mapping[str, Any], num_features: int, dtype: torch
     return Options(
         tolerance,
         replace(steps, tolerance=of_step, most=max_steps, fixed=fixed, kept=True),
-        None if divergence == "exact" else probes,
+        None if divergence == "exact" or probes >= num_features else probes,
         seed if isinstance(seed, torch.Generator) else arguments.seed(seed),
         target_error,
         budget,
@@ -126,7 +139,7 @@ def steps_for(tolerance: float, solver: str | None = None) -> Steps:
 
 
 def checked_tolerance(whose: str, tolerance: Any, dtype: torch.dtype) -> float:
-    """Return a tolerance that states of a dtype can keep.
+    """Return a tolerance that states of a dtype can keep; of None, the usual one.
 
     Raises:
         ConfigError: It is no positive number, or below what the dtype can hold.
@@ -136,6 +149,8 @@ def checked_tolerance(whose: str, tolerance: Any, dtype: torch.dtype) -> float:
         Traceback (most recent call last):
         sciflow.errors.ConfigError: likelihood: tolerance: float32 holds 1.2e-06 and above; got 1e-09. Use .double()
     """
+    if tolerance is None:
+        return usual_tolerance(dtype)
     if not (is_number(tolerance) and 0 < tolerance < math.inf):
         raise ConfigError(f"{whose}: tolerance: a positive number of nats, such as 1e-4; got {tolerance!r:.80}")
     floor = least_tolerance(dtype)
@@ -146,13 +161,18 @@ def checked_tolerance(whose: str, tolerance: Any, dtype: torch.dtype) -> float:
     return float(tolerance)
 
 
+def usual_tolerance(dtype: torch.dtype) -> float:
+    """Return the tolerance where the user does not say: 1e-5, or what states of a dtype can keep."""
+    return max(TOLERANCE, least_tolerance(dtype))
+
+
 def least_tolerance(dtype: torch.dtype) -> float:
     """Return the tightest tolerance that states of a dtype can keep."""
     return 10 * torch.finfo(dtype).eps
 
 
 _USUAL: dict[str, Any] = {
-    "tolerance": TOLERANCE,
+    "tolerance": None,
     "divergence": "auto",
     "probes": _PROBES,
     "seed": 0,

@@ -75,7 +75,7 @@ def pair(name: str) -> Pair:
         >>> pair("dopri5").order
         5
     """
-    if name not in PAIRS:
+    if not isinstance(name, str) or name not in PAIRS:
         raise ConfigError(f"solver: unknown {name!r:.80}; {nearest(str(name), PAIRS)}")
     return PAIRS[name]()
 

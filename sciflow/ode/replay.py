@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.utils.checkpoint import checkpoint
 
 from sciflow.errors import DerivativeError
+from sciflow.modes import in_evaluation_mode
 from sciflow.ode.path import Path
 from sciflow.ode.solve import Dynamics, combined
 
@@ -27,7 +29,8 @@ def differentiable(
     """Compute without a graph, and make up for it when a gradient is asked for.
 
     A solver looks for its steps by trial; its gradient is that of the steps that it found, which are taken again, a few
-    rows at a time. Who asks for no gradient pays for none.
+    rows at a time. Who asks for no gradient pays for none. Rows without a result have a gradient of zero. In both the
+    module is in evaluation mode and computes in its own precision: a solver would follow dropout and rounding.
 
     Args:
         compute: ``compute(*given)`` returns the result, and whatever else there is to say of it.
@@ -39,8 +42,21 @@ def differentiable(
     Returns:
         What ``compute`` does; the first of it has a gradient, and no second derivatives.
     """
+    if retrieve_all_functorch_interpreters():
+        raise DerivativeError("torch.func cannot look into a solver: ask for gradients by torch.autograd.grad")
+
+    def quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            with in_evaluation_mode(module), torch.autocast(device, enabled=False):
+                return function(*arguments)
+
+        return called
+
+    device = next(tensor.device.type for tensor in given if tensor is not None)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    outputs: tuple[Tensor, ...] = _Replayed.apply(compute, again, rows_at_a_time, len(given), *given, *parameters)
+    outputs: tuple[Tensor, ...] = _Replayed.apply(
+        quietly(compute), quietly(again), rows_at_a_time, len(given), *given, *parameters
+    )
     return outputs
 
 
@@ -51,6 +67,7 @@ class _Replayed(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = compute(*tensors[:num_given])
         ctx.again, ctx.rows_at_a_time, ctx.num_given, ctx.tensors = again, rows_at_a_time, num_given, tensors
+        ctx.known = _all_of_rows(torch.isfinite(outputs[0]))
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -65,8 +82,10 @@ class _Replayed(torch.autograd.Function):
         inputs = [*(t if t is None else t.requires_grad_(place in wanted) for place, t in enumerate(inputs))]
         leaves = [*inputs, *ctx.tensors[ctx.num_given :]]
         answers: list[Tensor | None] = [None] * len(leaves)
-        every = torch.arange(len(gradients[0]), device=gradients[0].device)
-        for rows in every.split(max(1, ctx.rows_at_a_time)):
+        asked = ctx.known & _all_of_rows(gradients[0] == 0).logical_not()
+        for rows in torch.nonzero(asked).squeeze(1).split(max(1, ctx.rows_at_a_time)):
+            if not len(rows):
+                break
             with torch.enable_grad():
                 result = ctx.again(rows, *inputs)
             found = torch.autograd.grad(
@@ -77,6 +96,10 @@ class _Replayed(torch.autograd.Function):
                     before = answers[place]
                     answers[place] = gradient if before is None else before + gradient
         return None, None, None, None, *answers
+
+
+def _all_of_rows(flags: Tensor) -> Tensor:
+    return flags.flatten(1).all(1) if flags.ndim > 1 else flags
 
 
 def replayed(path: Path, dynamics: Dynamics, z: Tensor) -> Path:

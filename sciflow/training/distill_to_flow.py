@@ -117,6 +117,8 @@ def distill_to_flow(
         _require_way(teacher, flow, sampling)
     if validation is None and validation_context is not None:
         raise DataError("validation_context without validation: give both, or neither")
+    if not isinstance(sampling, Mapping | None):
+        raise ConfigError(f'sampling: options by name, such as {{"num_steps": 20}}; got {sampling!r:.80}')
     options = dict(sampling or {})
     if isinstance(teacher, Diffusion):
         options.setdefault("progress", progress)
@@ -210,7 +212,9 @@ def _teacher_from(given: Any) -> Density:
 def _require_alike(teacher: Density, flow: Any) -> None:
     """Refuse what is no flow, or one of other events or contexts."""
     if not isinstance(flow, Flow):
-        raise ConfigError(f"flow: give one of sciflow.flows, such as NSF(teacher.event_shape); got {flow!r:.80}")
+        raise ConfigError(
+            f"flow: give one whose log p is exact in one pass, such as NSF(teacher.event_shape); got {flow!r:.80}"
+        )
     if flow is teacher:
         raise ConfigError("flow: it is the teacher itself: build another")
     if flow.event_shape != teacher.event_shape:

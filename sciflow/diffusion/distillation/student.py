@@ -24,7 +24,6 @@ from sciflow.diffusion.guidance import guidance as as_guidance
 from sciflow.diffusion.rows import deviation, in_parts, over_events, require_given, some_left_out
 from sciflow.errors import ConfigError
 from sciflow.model_file import require_saveable
-from sciflow.ode.options import TOLERANCE
 
 __all__ = ["METHODS", "MOST_STEPS", "Student"]
 
@@ -232,7 +231,7 @@ class Student(Density):
     def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
         return self._teacher_for("log p")._likelihood(y, context, method, **options)
 
-    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float = TOLERANCE) -> Tensor:
+    def _encode(self, y: Tensor, context: Tensor | None, *, tolerance: float | None = None) -> Tensor:
         return self._teacher_for("the noise of an event")._encode(y, context, tolerance=tolerance)
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 __all__ = ["PAIRINGS", "Pairing", "paired", "spread_evenly"]
@@ -32,6 +31,8 @@ def paired(noise: Tensor, y: Tensor) -> Tensor:
         >>> paired(torch.tensor([[5.0], [-5.0]]), torch.tensor([[-1.0], [1.0]])).tolist()
         [[-5.0], [5.0]]
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     parts = []
     for ours, theirs in zip(noise.split(_AT_A_TIME), y.split(_AT_A_TIME), strict=True):
         cost = torch.cdist(theirs.detach().flatten(1).float(), ours.flatten(1).float()).square()

@@ -9,7 +9,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from sciflow.errors import DerivativeError
 
-__all__ = ["differentiable_once", "require_graph"]
+__all__ = ["differentiable_once", "refuse_torch_func", "require_graph"]
 
 
 def differentiable_once(x: Tensor, what: str, instead: str) -> Tensor:
@@ -45,6 +45,19 @@ def differentiable_once(x: Tensor, what: str, instead: str) -> Tensor:
         if num_derivatives == 0:  # torch.func asks for a graph of every gradient
             x.register_hook(refuse)
     return x
+
+
+def refuse_torch_func(what: str) -> None:
+    """Refuse to be looked into by ``torch.func``.
+
+    Args:
+        what: Who refuses.
+
+    Raises:
+        DerivativeError: Within one of its transforms, such as ``vmap`` or ``grad``.
+    """
+    if retrieve_all_functorch_interpreters():
+        raise DerivativeError(f"torch.func cannot look into {what}: ask for gradients by torch.autograd.grad")
 
 
 def require_graph(answer: Tensor, x: Tensor, what: str) -> None:

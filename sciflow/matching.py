@@ -8,7 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["PAIRINGS", "Pairing", "paired", "spread_evenly"]
+from sciflow.contexts import Contexts
+from sciflow.errors import ConfigError
+
+__all__ = ["PAIRINGS", "Pairing", "paired", "require_pairable", "spread_evenly"]
 
 Pairing = Literal["independent", "optimal-transport"]
 PAIRINGS: Sequence[Pairing] = ("independent", "optimal-transport")
@@ -39,6 +42,24 @@ def paired(noise: Tensor, y: Tensor) -> Tensor:
         _, order = linear_sum_assignment(torch.nan_to_num(cost).cpu().numpy())
         parts.append(ours[torch.from_numpy(order).to(ours.device)])
     return torch.cat(parts) if parts else noise
+
+
+def require_pairable(whose: str, pairing: str, contexts: Contexts | None) -> None:
+    """Refuse to pair the noise with events that are conditioned on something.
+
+    Args:
+        whose: Begins the message.
+        pairing: One of ``PAIRINGS``.
+        contexts: What events are conditioned on, or None.
+
+    Raises:
+        ConfigError: Optimal transport is asked for, and they are.
+    """
+    if pairing == "optimal-transport" and contexts is not None:
+        raise ConfigError(
+            f"{whose}: pairing: optimal transport would pair the noise with events of any context, which bends "
+            "p(x | c): leave it out, or the context"
+        )
 
 
 def spread_evenly(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

@@ -31,7 +31,7 @@ from sciflow.diffusion.weighting import Weighting
 from sciflow.diffusion.weighting import weighting as as_weighting
 from sciflow.errors import ConfigError
 from sciflow.likelihood import error_of_mean
-from sciflow.matching import PAIRINGS, paired, spread_evenly
+from sciflow.matching import PAIRINGS, paired, require_pairable, spread_evenly
 from sciflow.model_file import require_saveable
 from sciflow.nets.by_name import doubts_of_channels
 from sciflow.nets.by_name import network as build_network
@@ -140,11 +140,7 @@ class Diffusion(Density):
                 "preprocess": preprocess,
             },
         )
-        if pairing == "optimal-transport" and self.contexts is not None:
-            raise ConfigError(
-                "Diffusion: pairing: optimal transport would pair the noise with events of any context, which bends "
-                "p(x | c): leave it out, or the context"
-            )
+        require_pairable("Diffusion", pairing, self.contexts)
         self.weighting = as_weighting(weighting)
         with seeded(seed):
             built = build_network(network, self.event_shape, self.contexts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sciflow.diffusion.denoiser import Denoiser
 from sciflow.ode.divergence import Divergence
-from sciflow.ode.log_det import Change, change_along
+from sciflow.ode.log_det import Change, change_along, log_normal
 from sciflow.ode.path import Path
 from sciflow.ode.replay import replayed
 from sciflow.ode.solve import Steps, norms, solve
@@ -98,16 +98,14 @@ class ProbabilityFlow:
             steps: How steps are taken; as many panels as fixed ones, and more of others where the error asks for it.
             path: Whose steps are taken again, with a graph where gradients are tracked; None to find them.
         """
-        d = z.shape[1]
         begun, of_events = self._change_at_events(z, divergence)
         path = solve(self, begun, self.start, self.end, steps) if path is None else replayed(path, self, begun)
         change = change_along(path, self, divergence, tolerance, cut=steps.fixed is None)
         ended, of_noise = self._change_at_noise(path.end, divergence)
-        log_noise = -0.5 * (ended.square().sum(1, dtype=torch.float64) + d * math.log(math.tau))
         log_det = change.log_det + of_events.log_det + of_noise.log_det
         error = (change.error.square() + of_events.error.square() + of_noise.error.square()).sqrt()
         nfe = path.nfe + change.nfe + of_events.nfe + of_noise.nfe
-        return Change(log_noise[:, None] + log_det, error, nfe), path
+        return Change(log_normal(ended)[:, None] + log_det, error, nfe), path
 
     # Dynamics. -------------------------------------------------------------------------------------------------
 
@@ -159,7 +157,7 @@ class ProbabilityFlow:
         local = divergence(residual, z - tau / 2 * first, torch.arange(len(z), device=z.device))
         log_det = -tau * local.trace
         with torch.no_grad():
-            # The score is not quite constant there: least where rows are off the bulk, and it is steep.
+            # The score is not quite constant there, and less so where rows are off the bulk, and it is steep.
             steep = (first * (first - local.velocity)).sum(1, dtype=torch.float64)
             error = torch.hypot(_HELD * log_det.mean(1), _STEEP * steep)
             nfe = torch.full_like(error, 2, dtype=torch.int32)

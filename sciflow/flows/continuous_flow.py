@@ -16,13 +16,14 @@ from sciflow.contexts import ContextShape
 from sciflow.density import Density, Likelihood, checked_shape
 from sciflow.derivatives import require_graph
 from sciflow.errors import ConfigError, nearest
-from sciflow.matching import PAIRINGS, paired, spread_evenly
+from sciflow.matching import PAIRINGS, paired, require_pairable, spread_evenly
 from sciflow.model_file import require_saveable
 from sciflow.nets.by_name import doubts_of_channels
 from sciflow.nets.by_name import network as build_network
 from sciflow.ode.discretised import discretised, jittered
 from sciflow.ode.field_flow import FieldFlow
 from sciflow.ode.likelihood import likelihood_of, to_events, to_noise
+from sciflow.ode.log_det import log_normal
 from sciflow.ode.options import checked_tolerance, likelihood_options, usual_tolerance
 
 __all__ = ["ContinuousFlow"]
@@ -140,11 +141,7 @@ class ContinuousFlow(Density):
                 "preprocess": preprocess,
             },
         )
-        if pairing == "optimal-transport" and self.contexts is not None:
-            raise ConfigError(
-                "ContinuousFlow: pairing: optimal transport would pair the noise with events of any context, which "
-                "bends p(x | c): leave it out, or the context"
-            )
+        require_pairable("ContinuousFlow", pairing, self.contexts)
         self.trained_by = trained_by
         with seeded(seed):
             usual = _PERCEPTRON if len(self.event_shape) == 1 else None
@@ -258,8 +255,7 @@ class ContinuousFlow(Density):
         """Minus log p of rows in normalised units, and what keeps the velocity smooth, ``[n]``."""
         probes = 2 * torch.randint_like(y, 2) - 1
         found = discretised(lambda s, z: self._rate(s, z, context), y, jittered(_STEPS, y.device), probes)
-        log_noise = -0.5 * (found.end.square().sum(1) + y.shape[1] * math.log(math.tau))
-        return _REGULAR * (found.kinetic + found.roughness) - log_noise - found.log_det
+        return _REGULAR * (found.kinetic + found.roughness) - log_normal(found.end).to(y.dtype) - found.log_det
 
     def __repr__(self) -> str:
         context = "" if self.contexts is None else f", {self.contexts!r}"

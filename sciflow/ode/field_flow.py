@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sciflow.ode.divergence import Divergence
-from sciflow.ode.log_det import Change, change_along
+from sciflow.ode.log_det import Change, change_along, log_normal
 from sciflow.ode.path import Path
 from sciflow.ode.replay import replayed
 from sciflow.ode.solve import Dynamics, Steps, norms, solve
@@ -42,6 +41,7 @@ class FieldFlow:
         with_error: Whether there is a second solution; without, which takes two thirds of the time, errors are NaN.
 
     Example:
+        >>> import math
         >>> from sciflow.ode.divergence import Exact
         >>> from sciflow.ode.options import steps_for
         >>> flow = FieldFlow(lambda t, z, context: z * math.log(2))  # events are half as wide as noise
@@ -116,9 +116,7 @@ class FieldFlow:
 
     def _along(self, path: Path, divergence: Divergence, tolerance: float, steps: Steps) -> Change:
         change = change_along(path, _Uncorrected(self), divergence, tolerance, cut=steps.fixed is None)
-        d = path.end.shape[1]
-        log_noise = -0.5 * (path.end.square().sum(1, dtype=torch.float64) + d * math.log(math.tau))
-        return Change(log_noise[:, None] + change.log_det, change.error, path.nfe + change.nfe)
+        return Change(log_normal(path.end)[:, None] + change.log_det, change.error, path.nfe + change.nfe)
 
 
 class _Uncorrected:

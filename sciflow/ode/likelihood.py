@@ -131,7 +131,9 @@ def _of_part(given: Given, z: Tensor, context: Tensor | None, options: Options, 
                 result = result.index_copy(0, which, found.log_det.mean(1).to(z.dtype))
         return result
 
-    log_prob, error, nfe, status = differentiable(compute, again, (z, context), module, _rows_with_graph(z))
+    log_prob, error, nfe, status = differentiable(
+        compute, again, (z, context), module, _rows_with_graph(z, options.probes or 0)
+    )
     return Likelihood(log_prob, error, nfe, status, kind="few-step" if options.steps.fixed else "ode")
 
 
@@ -241,5 +243,5 @@ def _rows_at_a_time(z: Tensor, probes: int = 0) -> int:
     return max(1, most // (_VALUES_OF_ROW * (math.prod(z.shape[1:]) + probes)))
 
 
-def _rows_with_graph(z: Tensor) -> int:
-    return max(1, _rows_at_a_time(z) // _OF_GRAPH)
+def _rows_with_graph(z: Tensor, probes: int = 0) -> int:
+    return max(1, _rows_at_a_time(z, probes) // _OF_GRAPH)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sciflow.ode.divergence import Divergence
 from sciflow.ode.path import Path
 from sciflow.ode.quadrature import doubts, gauss
 from sciflow.ode.solve import Dynamics, norms
 
-__all__ = ["Change", "change_along"]
+__all__ = ["Change", "change_along", "log_normal"]
 
 _VALUES_AT_A_TIME = 1 << 22
 # A panel whose integral may be off by more than this share of the tolerance is cut in two, so many times.
@@ -37,6 +39,16 @@ class Change(NamedTuple):
     nfe: Tensor
 
 
+def log_normal(z: Tensor) -> Tensor:
+    """Return log p of standard normal noise ``[n, d]``, ``[n]``, float64.
+
+    Example:
+        >>> log_normal(torch.zeros(1, 2))
+        tensor([-1.8379], dtype=torch.float64)
+    """
+    return -0.5 * (z.square().sum(1, dtype=torch.float64) + z.shape[1] * math.log(math.tau))
+
+
 def change_along(path: Path, dynamics: Dynamics, divergence: Divergence, tolerance: float, cut: bool = True) -> Change:
     r"""Integrate the change of log p along paths, which need not be exact.
 
@@ -46,8 +58,9 @@ def change_along(path: Path, dynamics: Dynamics, divergence: Divergence, toleran
               - s \cdot r \; du
 
     since :math:`\partial_u \log p = -\operatorname{tr} \partial f / \partial z - s \cdot f`. The second term takes off
-    what the solver is wrong, at no cost: the field is known at the nodes of the integral. Steps of the path are its
-    panels; those whose integral is not known well enough are cut.
+    what the solver is wrong, at no cost: the field is known at the nodes of the integral. A score that is none would do
+    harm there: where the Jacobian is asymmetric by a share :math:`a`, it counts by :math:`1 - a^2`. Steps of the path
+    are the panels of the integral; those where it is not known well enough are cut.
 
     The error puts together that of the integral; what is left of the solver's where :math:`s` is not quite the score:
     of a learned field whose Jacobian is asymmetric by a share, about that share of the correction; and rounding.
@@ -154,9 +167,8 @@ def _doubt(panels: _Panels, path: Path) -> Tensor:
     # Either may be small by accident, and both: then those of the neighbours are not.
     doubt = _WIDER * (smooth * rough.clamp(_LEAST_ROUGH * smooth, _MOST_ROUGH * smooth)).sqrt()
     same = path.rows[1:] == path.rows[:-1]
-    before, after = doubt.clone(), doubt.clone()
-    before[1:] = torch.where(same, doubt[:-1], 0)
-    after[:-1] = torch.where(same, doubt[1:], 0)
+    before = functional.pad(torch.where(same, doubt[:-1], 0), (1, 0))
+    after = functional.pad(torch.where(same, doubt[1:], 0), (0, 1))
     doubt = torch.maximum(doubt, _OF_NEIGHBOURS * torch.maximum(before, after))
     # Where a rule is far from the truth, what it is held against is, too.
     return doubt * (1 + (doubt / _RESOLVED).sqrt())

@@ -17,7 +17,6 @@ from sciflow.ode.solve import Steps
 
 __all__ = [
     "MOST_PROBES",
-    "TOLERANCE",
     "Options",
     "checked_tolerance",
     "least_tolerance",
@@ -26,8 +25,8 @@ __all__ = [
     "usual_tolerance",
 ]
 
-#: Error of log p that is aimed at where the user does not say, in nats.
-TOLERANCE = 1e-5
+# Error of log p that is aimed at where the user does not say, in nats.
+_TOLERANCE = 1e-5
 
 # An error of a step may be so many times the tolerance: what is left of it, once it is corrected, is below.
 _OF_STEP = 10.0
@@ -163,7 +162,7 @@ def checked_tolerance(whose: str, tolerance: Any, dtype: torch.dtype) -> float:
 
 def usual_tolerance(dtype: torch.dtype) -> float:
     """Return the tolerance where the user does not say: 1e-5, or what states of a dtype can keep."""
-    return max(TOLERANCE, least_tolerance(dtype))
+    return max(_TOLERANCE, least_tolerance(dtype))
 
 
 def least_tolerance(dtype: torch.dtype) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.utils.checkpoint import checkpoint
 
+from sciflow.derivatives import refuse_torch_func
 from sciflow.errors import DerivativeError
 from sciflow.modes import in_evaluation_mode
 from sciflow.ode.path import Path
@@ -42,8 +42,8 @@ def differentiable(
     Returns:
         What ``compute`` does; the first of it has a gradient, and no second derivatives.
     """
-    if retrieve_all_functorch_interpreters():
-        raise DerivativeError("torch.func cannot look into a solver: ask for gradients by torch.autograd.grad")
+    refuse_torch_func("a solver")
+    device = next(tensor.device.type for tensor in given if tensor is not None)
 
     def quietly(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any) -> Any:
@@ -52,7 +52,6 @@ def differentiable(
 
         return called
 
-    device = next(tensor.device.type for tensor in given if tensor is not None)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     outputs: tuple[Tensor, ...] = _Replayed.apply(
         quietly(compute), quietly(again), rows_at_a_time, len(given), *given, *parameters

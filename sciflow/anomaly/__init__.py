@@ -1,0 +1,1 @@
+"""Anomalies: rows that a density finds unlikely, how sure that is, and what they have in common."""

@@ -1,0 +1,129 @@
+"""Scores over time, or from row to row, with their events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sciflow.anomaly.axes import Axis
+from sciflow.anomaly.figures.marks import FLAGGED, Mark, bins, highest, number
+from sciflow.report.drawing import INK, PALETTE, cell_edges, legend_above, midpoints, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["score_series"]
+
+MOST_POINTS = 1400  # Two for every point of the picture's width hide each other.
+WIDTH = 7.4
+NARROWEST = 0.004  # Share of the width, below which an event could not be seen.
+BESIDE = 0.025  # Share of the width that a number takes.
+HEAVY = 20.0
+
+
+def score_series(
+    axis: Axis,
+    score: NDArray[Any],
+    flag: NDArray[np.bool_],
+    marks: Sequence[Mark],
+    along: int = 0,
+    title: str = "score",
+    threshold: float | None = None,
+) -> Figure:
+    """Draw scores along one dimension, those that are flagged, and the events shaded and numbered.
+
+    Of more scores than a page is wide the highest of each span is drawn, so that no peak is lost. An axis of scores
+    that are far above all others is logarithmic there.
+
+    Args:
+        axis: What the scores lie along.
+        score: ``[n]``; what is missing is left out.
+        flag: ``[n]``.
+        marks: Events to be drawn.
+        along: Which dimension of the marks ``axis`` is.
+        title: What the score is, with its unit.
+        threshold: The score from which on all are flagged, where there is one.
+
+    Returns:
+        The figure; its label describes it in words.
+    """
+    figure, (axes,) = new_figure(WIDTH, 3.6)
+    style(axes, axis.title, title)
+    edges = cell_edges(axes.xaxis, axis.labels)
+    begins = bins(len(score), MOST_POINTS)
+    x = midpoints(np.append(edges[begins], edges[-1]))
+    top, flagged = highest(score.astype(np.float64), MOST_POINTS), highest(flag, MOST_POINTS)
+    limits = _limits(axes, top, threshold)
+    shown = np.clip(top, *limits)
+    line = {"lw": 1.0} if axis.is_ordered else {"ls": "", "marker": ".", "ms": 3.5, "mew": 0}
+    many = len(begins) < len(score)
+    words = "score" + (f", the highest of each {len(score) // len(begins):,} or so" if many else "")
+    axes.plot(x, shown, color=PALETTE[0], label=words, rasterized=True, **line)
+    _lone_points(axes, x, shown)
+    if flagged.any():
+        axes.plot(x[flagged], shown[flagged], ls="", marker="o", ms=4, mew=0, color=FLAGGED, label="flagged", zorder=4)
+    if threshold is not None:
+        axes.axhline(threshold, color=INK, lw=1.0, ls="--", label=f"flagged from {threshold:.4g} on")
+    width = NARROWEST * abs(edges[-1] - edges[0])
+    for mark in marks:
+        for start, stop in _spans(mark.start[along], mark.stop[along], len(score), axis):
+            low, high = sorted((edges[start], edges[stop + 1]))
+            middle, half = (low + high) / 2, max((high - low) / 2, width / 2)
+            axes.axvspan(middle - half, middle + half, color=PALETTE[4], alpha=0.35, lw=0, zorder=0)
+    if marks:
+        axes.fill_between([], [], color=PALETTE[4], alpha=0.35, lw=0, label="event")
+    axes.set_xlim(*sorted((edges[0], edges[-1])))
+    axes.set_ylim(*limits)
+    _numbers(axes, marks, [midpoints(edges)[mark.peak[along]] for mark in marks])
+    legend_above(figure, axes, num_columns=4)
+    missing = int(np.isnan(score).sum())
+    figure.set_label(
+        f"Scores of {len(score):,} positions along {axis.name}, {int(flag.sum()):,} of them flagged"
+        + (f", {missing:,} missing" if missing else "")
+        + f"; {len(marks)} events are shaded."
+    )
+    return figure
+
+
+def _limits(axes: Axes, score: NDArray[np.float64], threshold: float | None) -> tuple[float, float]:
+    """Limits that hold every score that is finite, on a scale on which the bulk is still seen."""
+    finite = score[np.isfinite(score)]
+    if not len(finite):
+        return 0.0, 1.0
+    ends = [*finite, *([] if threshold is None else [threshold])]
+    low, high = float(min(ends)), float(max(ends))
+    middle, upper = np.quantile(finite, [0.5, 0.9])
+    if upper > middle and high - middle > HEAVY * (upper - middle):
+        axes.set_yscale("asinh", linear_width=max(abs(float(upper)), 1e-6))
+        return low - 0.1 * (float(upper) - low), high + 0.3 * (high - low)
+    room = (high - low) or max(abs(high), 1.0)
+    return low - 0.05 * room, high + 0.08 * room
+
+
+def _lone_points(axes: Axes, x: NDArray[np.float64], score: NDArray[np.float64]) -> None:
+    """What has nothing on either side would not be seen as a line."""
+    missing = np.pad(np.isnan(score), 1, constant_values=True)
+    lone = ~missing[1:-1] & missing[:-2] & missing[2:]
+    axes.plot(x[lone], score[lone], ls="", marker=".", ms=4, mew=0, color=PALETTE[0])
+
+
+def _spans(start: int, stop: int, size: int, axis: Axis) -> list[tuple[int, int]]:
+    """Ranges of positions from a start to a stop: two across a periodic seam."""
+    if axis.is_periodic and stop < start:
+        return [(0, stop), (start, size - 1)]
+    return [(min(start, stop), max(start, stop))]
+
+
+def _numbers(axes: Axes, marks: Sequence[Mark], x: Sequence[float]) -> None:
+    """Numbers above the axes, in as many rows as they need beside each other."""
+    low, high = axes.get_xlim()
+    taken: list[float] = []
+    for mark, place in sorted(zip(marks, x, strict=True), key=lambda pair: pair[1]):
+        at = (place - low) / ((high - low) or 1.0)
+        row = next((i for i, right in enumerate(taken) if at > right + BESIDE), len(taken))
+        taken[row : row + 1] = [at]
+        number(axes, mark, place, 1.045 + 0.085 * row, xycoords=axes.get_xaxis_transform(), annotation_clip=False)

@@ -15,11 +15,12 @@ from sciflow.errors import DataError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Axis", "axes_of", "text_of", "time_axis"]
+__all__ = ["Axis", "axes_of", "text_of", "time_axis", "titled"]
 
 # How the names of dimensions of space begin. What else has an order is taken for a time.
 PLACES = ("lat", "lon", "lev", "plev", "pressure", "depth", "height", "alt")
 CIRCLE = 360.0  # degrees
+DEGREES = {"degrees_north": "°N", "degrees_east": "°E", "degrees": "°"}
 # In nanoseconds.
 SPANS = {"d": 86_400 * 10**9, "h": 3600 * 10**9, "min": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 
@@ -131,6 +132,16 @@ def text_of(label: Any) -> str:
     return str(label)
 
 
+def titled(name: str, units: Any) -> str:
+    """What stands beside a figure: a name with its unit, where it has one.
+
+    Example:
+        >>> titled("lat", "degrees_north"), titled("score", "nats"), titled("ratio", "1")
+        ('lat (°N)', 'score (nats)', 'ratio')
+    """
+    return f"{name} ({DEGREES.get(units, units)})" if isinstance(units, str) and units not in ("", "1") else name
+
+
 def _axis(found: xr.Dataset, dim: str) -> Axis:
     count = np.arange(found.sizes[dim])
     if dim not in found.coords:
@@ -143,11 +154,9 @@ def _axis(found: xr.Dataset, dim: str) -> Axis:
         dim == "row" or ("units" not in attrs and np.array_equal(values, count))
     )
     is_ordered = ticks is not None and _never_turns(ticks) and not only_counts
-    units = attrs.get("units")
-    title = f"{dim} ({units})" if isinstance(units, str) and units not in ("", "1") else dim
     return Axis(
         dim,
-        title,
+        titled(dim, attrs.get("units")),
         labels,
         ticks if ticks is not None and is_ordered else count,
         unit,
@@ -186,6 +195,6 @@ def _is_place(name: str, attrs: Mapping[Any, Any]) -> bool:
 
 
 def _goes_round(axis: Axis) -> bool:
-    if not axis.name.lower().startswith("lon") and "(degrees_east)" not in axis.title:
+    if not axis.name.lower().startswith("lon") and "(°E)" not in axis.title:
         return False
     return bool(abs(len(axis.ticks) * axis.step - CIRCLE) < axis.step / 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import Axis, axes_of, text_of, time_axis
+from sciflow.anomaly.axes import Axis, axes_of, text_of, time_axis, titled
 from sciflow.anomaly.figures.calibration import p_value_histogram, score_distributions
 from sciflow.anomaly.figures.choice import where_figures
 from sciflow.anomaly.figures.marks import marks_of
@@ -70,7 +70,7 @@ def write_detection_page(
     score, p_value, flag = (
         found[name].transpose(*(axis.name for axis in axes)).values for name in ("score", "p_value", "flag")
     )
-    score_title = _score_title(found)
+    score_title = titled(str(found.attrs.get("score", "score")), found["score"].attrs.get("units"))
     scored = int(np.count_nonzero(~np.isnan(score)))
     sections = [
         Section(
@@ -187,9 +187,4 @@ def _reasons_figure(found: xr.Dataset, events: pd.DataFrame, axes: Sequence[Axis
     attribution = found["attribution"]
     peaks = [attribution.isel({axis.name: at for axis, at in zip(axes, mark.peak, strict=True)}) for mark in marks]
     titles = [f"event {mark.number}" for mark in marks]
-    return attribution_panels([peak.load() for peak in peaks], titles, str(attribution.attrs.get("units", "")))
-
-
-def _score_title(found: xr.Dataset) -> str:
-    name, unit = str(found.attrs.get("score", "score")), str(found["score"].attrs.get("units", ""))
-    return f"{name} ({unit})" if unit not in ("", "1") else name
+    return attribution_panels([peak.load() for peak in peaks], titles, attribution.attrs.get("units"))

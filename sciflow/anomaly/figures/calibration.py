@@ -45,7 +45,13 @@ def p_value_histogram(p_value: NDArray[Any], calibration_rows: int | None = None
     if len(values):
         spread = (1 / len(values) + (1 / calibration_rows if calibration_rows else 0)) * (num_bins - 1)
         axes.axhspan(
-            1 - 2 * spread**0.5, 1 + 2 * spread**0.5, color=FAINT, alpha=0.6, lw=0, zorder=0, label="95 % of such"
+            1 - 2 * spread**0.5,
+            1 + 2 * spread**0.5,
+            color=FAINT,
+            alpha=0.6,
+            lw=0,
+            zorder=0,
+            label="95 % of independent rows",
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, max(1.5, 1.08 * float(relative.max())))

@@ -44,7 +44,8 @@ def where_figures(
     if time is not None:
         along = axes.index(time)
         series, flags = _over(score, [along]), _over(flag, [along])
-        figures.append(score_series(time, series, flags, marks, along, title, _threshold(score, flag)))
+        what = f"highest {title}" if others else title
+        figures.append(score_series(time, series, flags, marks, along, what, _threshold(score, flag)))
         if others:
             places = (rows, along)
             figures.append(overview(axes, places, _over(score, places), _over(flag, places), marks, title))

@@ -64,7 +64,7 @@ def overview(
     y, x = axes[places[0]], axes[places[1]]
     stretch = map_stretch(x.labels, y.labels, x.name, y.name)
     figure, (panel,) = new_figure(7.4, _height(x, y, stretch, 5.6) if stretch else 3.8)
-    mesh = _panel(panel, x, y, score, flag, _limits([score]))
+    mesh = _panel(panel, x, y, score, flag, _limits([(score, flag)]))
     for mark in marks:
         _place_number(panel, mark, x, y, places)
     _bar(figure, mesh, [panel], score, title)
@@ -91,7 +91,7 @@ def peak_maps(axes: Sequence[Axis], places: tuple[int, int], maps: Sequence[Peak
     num_rows = -(-len(maps) // num_columns)
     height = _height(x, y, stretch, 5.6 / num_columns) if stretch else 5.0 / num_columns
     figure, panels = new_figure(7.4, 0.3 + num_rows * height, num_rows, num_columns)
-    limits = _limits([one.score for one in maps])
+    limits = _limits([(one.score, one.flag) for one in maps])
     for panel in panels[len(maps) :]:
         panel.set_axis_off()
     for i, (panel, one) in enumerate(zip(panels, maps, strict=False)):
@@ -112,9 +112,13 @@ def _height(x: Axis, y: Axis, stretch: float, width: float) -> float:
     return float(np.clip(width * stretch * np.ptp(y.labels) / np.ptp(x.labels), 0.3 * width, 1.3 * width)) + 0.6
 
 
-def _limits(scores: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    finite = [score[np.isfinite(score)].astype(np.float64) for score in scores]
-    return joint_limits([np.concatenate(finite)], reach=REACH)
+def _limits(maps: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[float, float]:
+    """Ends of the colours: they hold the bulk of the scores, and reach the middle of those that are flagged."""
+    score, flag = (np.concatenate([each.ravel() for each in group]) for group in zip(*maps, strict=True))
+    finite = np.isfinite(score)
+    low, high = joint_limits([score[finite].astype(np.float64)], reach=REACH)
+    flagged = score[finite & flag]
+    return low, max(high, float(np.median(flagged))) if len(flagged) else high
 
 
 def _panel(

@@ -83,6 +83,7 @@ def number(axes: Axes, mark: Mark, x: float, y: float, **options: Any) -> None:
         color=INK,
         bbox={"boxstyle": "circle,pad=0.18", "fc": "white", "ec": FLAGGED, "lw": 1.1},
         zorder=6,
+        annotation_clip=False,
         **options,
     )
 

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import text_of
-from sciflow.report.drawing import FAINT, INK, PALETTE, cell_edges, map_stretch, new_figure, on_axis, style
+from sciflow.anomaly.axes import text_of, titled
+from sciflow.report.drawing import (
+    FAINT,
+    INK,
+    PALETTE,
+    cell_edges,
+    legend_above,
+    map_stretch,
+    new_figure,
+    on_axis,
+    style,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,32 +34,43 @@ LONGEST_NAME = 24
 AS_A_LINE = 8  # Numbered elements, from which on they are drawn as a line.
 
 
-def attribution_panels(attributions: Sequence[xr.DataArray], titles: Sequence[str], unit: str = "") -> Figure | None:
+def attribution_panels(attributions: Sequence[xr.DataArray], titles: Sequence[str], units: Any = None) -> Figure | None:
     """Draw the attribution of events: bars for vectors, lines for windows, maps for fields.
 
-    Of what has more dimensions than a picture the slice is drawn where it is largest.
+    Of what has more dimensions than a picture the slice is drawn where it is largest; of many lines, those that are
+    largest over all events, in the same colours everywhere.
 
     Args:
         attributions: One array an event, over the event's axes, with their coordinates.
         titles: One an event.
-        unit: Of the attributions.
+        units: Of the attributions.
 
     Returns:
         The figure, whose label describes it in words; None where an event has one element alone.
     """
-    shown = [_largest_slice(attribution.squeeze(drop=True)) for attribution in attributions]
-    if not shown or shown[0][0].ndim == 0:
+    cut = [_largest_slice(attribution.squeeze(drop=True)) for attribution in attributions]
+    arrays = [_lines_last(array) for array, _ in cut]
+    if not arrays or arrays[0].ndim == 0:
         return None
-    num_columns = min(2, len(shown))
-    num_rows = -(-len(shown) // num_columns)
-    num_bars = min(shown[0][0].size, MOST_BARS + 1)
-    height = 0.8 + 0.22 * num_bars if shown[0][0].ndim == 1 and not _is_line(shown[0][0], 0) else 2.5
+    title = titled("attribution", units)
+    is_line = [_is_line(arrays[0], place) for place in range(arrays[0].ndim)]
+    num_columns = min(2, len(arrays))
+    num_rows = -(-len(arrays) // num_columns)
+    height = 2.5 if is_line[-1] else 0.8 + 0.22 * min(len(arrays[0]), MOST_BARS + 1)
     figure, panels = new_figure(7.4, num_rows * height, num_rows, num_columns)
-    for panel in panels[len(shown) :]:
+    for panel in panels[len(arrays) :]:
         panel.set_axis_off()
-    for panel, title, (attribution, where) in zip(panels, titles, shown, strict=False):
-        _draw(panel, attribution, f"attribution ({unit})" if unit else "attribution")
-        panel.set_title(", ".join(filter(None, (title, where))), fontsize=10, color=INK, loc="left")
+    for panel, array in zip(panels, arrays, strict=False):
+        if is_line == [False]:
+            _bars(panel, array, title)
+        elif is_line in ([True], [False, True]):
+            _lines(panel, array, _largest_rows(arrays), title)
+        else:
+            _map(panel, array, title)
+    if is_line == [False, True]:
+        legend_above(figure, panels[0], num_columns=MOST_LINES)
+    for panel, name, (_, where) in zip(panels, titles, cut, strict=False):
+        panel.set_title(f"{name}, {where}" if where else name, fontsize=10, color=INK, loc="left")
     figure.set_label(f"Attribution at the peak of {'; '.join(titles)}.")
     return figure
 
@@ -58,12 +79,17 @@ def _largest_slice(attribution: xr.DataArray) -> tuple[xr.DataArray, str]:
     """At most two dimensions, those that come last, and in words where the others are cut: where it is largest."""
     words = []
     while attribution.ndim > 2:
-        dim = attribution.dims[0]
         sizes = np.nansum(np.abs(attribution.values), axis=tuple(range(1, attribution.ndim)))
         at = int(np.argmax(sizes))
         words.append(text_of(_labels(attribution, 0)[at]))
-        attribution = attribution.isel({dim: at}, drop=True)
+        attribution = attribution[at]
     return attribution, ", ".join(words)
+
+
+def _lines_last(attribution: xr.DataArray) -> xr.DataArray:
+    """Names before what lines run along."""
+    turned = attribution.ndim == 2 and _is_line(attribution, 0) and not _is_line(attribution, 1)
+    return attribution.transpose() if turned else attribution
 
 
 def _labels(attribution: xr.DataArray, place: int) -> NDArray[Any]:
@@ -77,17 +103,17 @@ def _is_line(attribution: xr.DataArray, place: int) -> bool:
     return labels.dtype.kind in "iufmM" and (dim in attribution.coords or len(labels) > AS_A_LINE)
 
 
-def _draw(axes: Axes, attribution: xr.DataArray, title: str) -> None:
-    if attribution.ndim == 1 and _is_line(attribution, 0):
-        _lines(axes, attribution, title)
-    elif attribution.ndim == 1:
-        _bars(axes, attribution, title)
-    elif not _is_line(attribution, 0) and _is_line(attribution, 1):
-        _lines(axes, attribution, title)
-    elif not _is_line(attribution, 1) and _is_line(attribution, 0):
-        _lines(axes, attribution.transpose(), title)
-    else:
-        _map(axes, attribution, title)
+def _title_of(attribution: xr.DataArray, place: int) -> str:
+    dim = attribution.dims[place]
+    is_span = _labels(attribution, place).dtype.kind == "m"
+    return titled(str(dim), "h" if is_span else attribution[dim].attrs.get("units"))
+
+
+def _largest_rows(arrays: Sequence[xr.DataArray]) -> list[int]:
+    """Lines that are the largest over all events, each event counting the same."""
+    sizes = np.array([np.nansum(np.abs(np.atleast_2d(array.values)), 1) for array in arrays])
+    shares = np.sum(sizes / np.maximum(sizes.sum(1, keepdims=True), np.finfo(float).tiny), 0)
+    return sorted(np.argsort(-shares, kind="stable")[:MOST_LINES].tolist())
 
 
 def _bars(axes: Axes, attribution: xr.DataArray, title: str) -> None:
@@ -109,32 +135,20 @@ def _bars(axes: Axes, attribution: xr.DataArray, title: str) -> None:
     axes.axvline(0, color=INK, lw=0.8)
 
 
-def _lines(axes: Axes, attribution: xr.DataArray, title: str) -> None:
-    values = np.atleast_2d(attribution.values)
-    place = attribution.ndim - 1
-    labels, dim = _labels(attribution, place), attribution.dims[place]
-    units = (
-        "h"
-        if labels.dtype.kind == "m"
-        else attribution[dim].attrs.get("units", "")
-        if dim in attribution.coords
-        else ""
-    )
-    style(axes, f"{dim} ({units})" if units else str(dim), title)
-    x = on_axis(axes.xaxis, labels)
+def _lines(axes: Axes, attribution: xr.DataArray, rows: Sequence[int], title: str) -> None:
+    values, place = np.atleast_2d(attribution.values), attribution.ndim - 1
+    style(axes, _title_of(attribution, place), title)
+    x = on_axis(axes.xaxis, _labels(attribution, place))
     axes.axhline(0, color=FAINT, lw=1.0)
-    largest = np.argsort(-np.nansum(np.abs(values), 1), kind="stable")[:MOST_LINES]
-    for i, colour in zip(largest, PALETTE, strict=False):
-        name = text_of(_labels(attribution, 0)[i]) if attribution.ndim == 2 else None
-        axes.plot(x, values[i], color=colour, lw=1.5, label=None if name is None else _short(name))
-    if attribution.ndim == 2:
-        axes.legend(frameon=False, fontsize=8)
+    for row, colour in zip(rows, PALETTE, strict=False):
+        name = _short(text_of(_labels(attribution, 0)[row])) if place else None
+        axes.plot(x, values[row], color=colour, lw=1.5, label=name)
 
 
 def _map(axes: Axes, attribution: xr.DataArray, title: str) -> None:
     y, x = (_labels(attribution, place) for place in range(2))
     y_name, x_name = map(str, attribution.dims)
-    style(axes, x_name, y_name)
+    style(axes, _title_of(attribution, 1), _title_of(attribution, 0))
     values = attribution.values
     finite = np.abs(values[np.isfinite(values)])
     reach = float(np.max(finite, initial=0.0)) or 1.0

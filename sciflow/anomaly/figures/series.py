@@ -21,8 +21,10 @@ __all__ = ["score_series"]
 MOST_POINTS = 1400  # Two for every point of the picture's width hide each other.
 WIDTH = 7.4
 NARROWEST = 0.004  # Share of the width, below which an event could not be seen.
-BESIDE = 0.025  # Share of the width that a number takes.
-HEAVY = 20.0
+BESIDE = 0.013  # Share of the width that a number takes on either side.
+HEAVY = 20.0  # Times the spread of the bulk; scores further above it would flatten it.
+EVENT = PALETTE[4]
+HEIGHT, LANE = 3.4, 17.0  # Inches, and points.
 
 
 def score_series(
@@ -51,7 +53,7 @@ def score_series(
     Returns:
         The figure; its label describes it in words.
     """
-    figure, (axes,) = new_figure(WIDTH, 3.6)
+    figure, (axes,) = new_figure(WIDTH, HEIGHT)
     style(axes, axis.title, title)
     edges = cell_edges(axes.xaxis, axis.labels)
     begins = bins(len(score), MOST_POINTS)
@@ -68,17 +70,12 @@ def score_series(
         axes.plot(x[flagged], shown[flagged], ls="", marker="o", ms=4, mew=0, color=FLAGGED, label="flagged", zorder=4)
     if threshold is not None:
         axes.axhline(threshold, color=INK, lw=1.0, ls="--", label=f"flagged from {threshold:.4g} on")
-    width = NARROWEST * abs(edges[-1] - edges[0])
-    for mark in marks:
-        for start, stop in _spans(mark.start[along], mark.stop[along], len(score), axis):
-            low, high = sorted((edges[start], edges[stop + 1]))
-            middle, half = (low + high) / 2, max((high - low) / 2, width / 2)
-            axes.axvspan(middle - half, middle + half, color=PALETTE[4], alpha=0.35, lw=0, zorder=0)
-    if marks:
-        axes.fill_between([], [], color=PALETTE[4], alpha=0.35, lw=0, label="event")
     axes.set_xlim(*sorted((edges[0], edges[-1])))
     axes.set_ylim(*limits)
-    _numbers(axes, marks, [midpoints(edges)[mark.peak[along]] for mark in marks])
+    spans = [_spans(mark.start[along], mark.stop[along], axis) for mark in marks]
+    _shade(axes, [span for each in spans for span in each], edges)
+    num_lanes = _lanes(figure, axes, marks, spans, edges, along)
+    figure.set_size_inches(WIDTH, HEIGHT + num_lanes * LANE / 72)
     legend_above(figure, axes, num_columns=4)
     missing = int(np.isnan(score).sum())
     figure.set_label(
@@ -111,19 +108,54 @@ def _lone_points(axes: Axes, x: NDArray[np.float64], score: NDArray[np.float64])
     axes.plot(x[lone], score[lone], ls="", marker=".", ms=4, mew=0, color=PALETTE[0])
 
 
-def _spans(start: int, stop: int, size: int, axis: Axis) -> list[tuple[int, int]]:
-    """Ranges of positions from a start to a stop: two across a periodic seam."""
+def _spans(start: int, stop: int, axis: Axis) -> list[tuple[int, int]]:
+    """Ranges of positions from a start to a stop, the end excluded: two across a periodic seam."""
     if axis.is_periodic and stop < start:
-        return [(0, stop), (start, size - 1)]
-    return [(min(start, stop), max(start, stop))]
+        return [(0, stop + 1), (start, len(axis.labels))]
+    return [(min(start, stop), max(start, stop) + 1)]
 
 
-def _numbers(axes: Axes, marks: Sequence[Mark], x: Sequence[float]) -> None:
-    """Numbers above the axes, in as many rows as they need beside each other."""
-    low, high = axes.get_xlim()
-    taken: list[float] = []
-    for mark, place in sorted(zip(marks, x, strict=True), key=lambda pair: pair[1]):
-        at = (place - low) / ((high - low) or 1.0)
-        row = next((i for i, right in enumerate(taken) if at > right + BESIDE), len(taken))
-        taken[row : row + 1] = [at]
-        number(axes, mark, place, 1.045 + 0.085 * row, xycoords=axes.get_xaxis_transform(), annotation_clip=False)
+def _shade(axes: Axes, spans: Sequence[tuple[int, int]], edges: NDArray[np.float64]) -> None:
+    """Shade the union of spans: where several overlap it is no darker."""
+    label = "event"
+    narrowest, last = NARROWEST * abs(edges[-1] - edges[0]), -np.inf
+    for low, high in sorted(tuple(sorted((edges[start], edges[stop]))) for start, stop in spans):
+        middle, half = (low + high) / 2, max(high - low, narrowest) / 2
+        left, right = max(middle - half, last), middle + half
+        if right > left:
+            axes.axvspan(left, right, color=EVENT, alpha=0.3, lw=0, zorder=0, label=label)
+            label, last = "", right
+
+
+def _lanes(
+    figure: Figure,
+    axes: Axes,
+    marks: Sequence[Mark],
+    spans: Sequence[list[tuple[int, int]]],
+    edges: NDArray[np.float64],
+    along: int,
+) -> int:
+    """Draw each event above the axes, a bar as long as it lasts with its number at the peak; return the lanes used."""
+    from matplotlib.transforms import offset_copy
+
+    room = BESIDE * abs(edges[-1] - edges[0])
+    taken: list[list[tuple[float, float]]] = []
+    for mark, ranges in zip(marks, spans, strict=True):
+        bars = [tuple(sorted((edges[start], edges[stop]))) for start, stop in ranges]
+        peak = midpoints(edges)[mark.peak[along]]
+        needs = [*bars, (peak - room, peak + room)]
+        lane = next((i for i, there in enumerate(taken) if not _overlap(needs, there)), len(taken))
+        taken[lane:] = [*taken[lane:], []] if lane == len(taken) else taken[lane:]
+        taken[lane] += needs
+        height = LANE * (0.6 + lane)
+        above = offset_copy(axes.get_xaxis_transform(), figure, y=height, units="points")
+        for low, high in bars:
+            axes.plot([low, high], [1, 1], color=EVENT, lw=5, solid_capstyle="butt", transform=above, clip_on=False)
+        number(
+            axes, mark, peak, 1.0, xycoords=axes.get_xaxis_transform(), xytext=(0, height), textcoords="offset points"
+        )
+    return len(taken)
+
+
+def _overlap(some: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> bool:
+    return any(low < right and left < high for low, high in some for left, right in others)

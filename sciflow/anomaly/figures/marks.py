@@ -41,14 +41,14 @@ class Mark:
 def marks_of(events: pd.DataFrame, axes: Sequence[Axis], most: int) -> list[Mark]:
     """The first events of a table, those whose peak is among the results; what lies beyond their ends is cut off."""
     events = events.iloc[:most]
+    if not len(events):
+        return []
     places = {}
-    for what, beyond in (("peak", None), ("start", 0), ("stop", -1)):
+    for what in ("peak", "start", "stop"):
         columns = [axis.positions_of(events[f"{axis.name}_{what}"]) for axis in axes]
-        if beyond is not None:
-            columns = [
-                np.where(c < 0, (0 if (beyond == 0) == (a.ticks[-1] >= a.ticks[0]) else len(a.ticks) - 1), c)
-                for a, c in zip(axes, columns, strict=True)
-            ]
+        if what != "peak":
+            ends = [np.argmin(axis.ticks) if what == "start" else np.argmax(axis.ticks) for axis in axes]
+            columns = [np.where(column < 0, end, column) for end, column in zip(ends, columns, strict=True)]
         places[what] = [tuple(place) for place in np.stack(columns, 1).tolist()]
     rows = zip(places["peak"], places["start"], places["stop"], strict=True)
     return [Mark(i, *row) for i, row in enumerate(rows, 1) if min(row[0]) >= 0]

@@ -15,7 +15,7 @@ from sciflow.errors import DataError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Axis", "axes_of", "text_of", "time_axis", "titled"]
+__all__ = ["Axis", "axes_of", "require_results", "text_of", "time_axis", "titled"]
 
 # How the names of dimensions of space begin. What else has an order is taken for a time.
 PLACES = ("lat", "lon", "lev", "plev", "pressure", "depth", "height", "alt")
@@ -99,6 +99,27 @@ def axes_of(
         if axis.name in round_ones and not axis.is_ordered:
             raise DataError(f"dimension '{axis.name}' cannot be periodic: it has no order; name it in neighbours, too")
     return tuple(replace(axis, is_periodic=axis.name in round_ones) for axis in axes)
+
+
+def require_results(found: xr.Dataset, axes: Collection[Axis]) -> None:
+    """Check that results have a score, a p-value and a flag at every place.
+
+    Raises:
+        DataError: One is missing, or of another kind.
+    """
+    dims = {axis.name for axis in axes}
+    for name in ("score", "p_value"):
+        if name not in found:
+            raise DataError(f"results: no variable '{name}'; give the results of a detector")
+        if set(found[name].dims) != dims:
+            raise DataError(
+                f"results: '{name}' lies along {list(found[name].dims)}, 'flag' along {list(found['flag'].dims)}; "
+                "give both the same dimensions"
+            )
+    if found["flag"].dtype != bool:
+        raise DataError(
+            f"results: 'flag' is {found['flag'].dtype}, not bool; what is missing has no flag: fill it by False"
+        )
 
 
 def time_axis(axes: Collection[Axis]) -> Axis | None:

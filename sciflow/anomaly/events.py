@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import Axis, axes_of, text_of, time_axis
+from sciflow.anomaly.axes import Axis, axes_of, require_results, text_of, time_axis
 from sciflow.anomaly.reasons import reasons, values_at
 from sciflow.errors import DataError, SciflowError
 
@@ -85,7 +85,7 @@ def merge_events(
         1
     """
     axes = axes_of(found, neighbours, periodic)
-    _require_results(found, axes)
+    require_results(found, axes)
     time = time_axis(axes)
     if gap < 0:
         raise DataError(f"gap = {gap}: 0 or more steps expected")
@@ -120,22 +120,6 @@ def write_events(table: pd.DataFrame, folder: str | Path) -> None:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise SciflowError(f"{path}: cannot write the events: {error.strerror or error}") from error
-
-
-def _require_results(found: xr.Dataset, axes: Collection[Axis]) -> None:
-    dims = {axis.name for axis in axes}
-    for name in ("score", "p_value"):
-        if name not in found:
-            raise DataError(f"results: no variable '{name}'; give the results of a detector")
-        if set(found[name].dims) != dims:
-            raise DataError(
-                f"results: '{name}' lies along {list(found[name].dims)}, 'flag' along {list(found['flag'].dims)}; "
-                "give both the same dimensions"
-            )
-    if found["flag"].dtype != bool:
-        raise DataError(
-            f"results: 'flag' is {found['flag'].dtype}, not bool; what is missing has no flag: fill it by False"
-        )
 
 
 def _components(

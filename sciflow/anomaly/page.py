@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import Axis, axes_of, text_of, time_axis, titled
+from sciflow.anomaly.axes import Axis, axes_of, require_results, text_of, time_axis, titled
 from sciflow.anomaly.figures.calibration import p_value_histogram, score_distributions
 from sciflow.anomaly.figures.choice import where_figures
 from sciflow.anomaly.figures.marks import marks_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "write_detection_page"]
 
 IN_TABLE, WITH_REASONS = 10, 6
+LEVELS = {"fdr": "FDR", "false_alarm_rate": "false-alarm rate"}
 
 
 class Drift(Protocol):
@@ -97,16 +98,15 @@ def write_detection_page(
         if calibration_scores is not None and scored:
             figures = [score_distributions(np.ravel(calibration_scores), score.ravel(), score_title)]
         sections.append(Section("Drift", "" if drift is None else drift.words, figures=figures))
-    known = {str(name).replace("_", " "): value for name, value in found.attrs.items()} | dict(facts or {})
+    attrs = {str(name).replace("_", " "): value for name, value in found.attrs.items() if str(value) != "nan"}
+    known = attrs | dict(facts or {})
     if known:
         sections.append(Section("Facts", table=known))
     return write_page(path, title, sections)
 
 
 def _require(found: xr.Dataset, events: pd.DataFrame, axes: Sequence[Axis]) -> None:
-    for name in ("score", "p_value"):
-        if name not in found:
-            raise DataError(f"results: no variable '{name}'; give the results of a detector")
+    require_results(found, axes)
     wanted = ["peak", "p_value", "extrapolated", "cells", "features"]
     for name in (*wanted, *(f"{axis.name}_{what}" for axis in axes for what in ("start", "stop", "peak"))):
         if name not in events:
@@ -114,7 +114,9 @@ def _require(found: xr.Dataset, events: pd.DataFrame, axes: Sequence[Axis]) -> N
 
 
 def _headline(found: xr.Dataset, num_events: int, num_flagged: int, scored: int, axes: Sequence[Axis]) -> str:
-    level = next((f" at {words} {found.attrs[key]:g}" for key, words in LEVELS.items() if key in found.attrs), "")
+    level = next(
+        (f" at {words} {found.attrs[key]:g}" for key, words in LEVELS.items() if found.attrs.get(key) is not None), ""
+    )
     what = _counted(axes)
     if not found["flag"].size:
         return f"Nothing new: there are no {what}"
@@ -124,9 +126,6 @@ def _headline(found: xr.Dataset, num_events: int, num_flagged: int, scored: int,
         return f"No event: none of {scored:,} {what} flagged{level}"
     events = "1 event" if num_events == 1 else f"{num_events:,} events"
     return f"{events}, {num_flagged:,} of {scored:,} {what} flagged{level}"
-
-
-LEVELS = {"fdr": "FDR", "false_alarm_rate": "false-alarm rate"}
 
 
 def _counted(axes: Sequence[Axis]) -> str:
@@ -143,6 +142,8 @@ def _summary(
         first = events.iloc[0]
         where = ", ".join(f"{axis.name} {text_of(first[f'{axis.name}_peak'])}" for axis in axes)
         words.append(f"The highest score is {first['peak']:.4g}, at {where} (p = {first['p_value']:.2g}).")
+        if "threshold" in found.attrs:
+            words.append(f"Flagged are p-values up to {found.attrs['threshold']:.2g}.")
     rows = found.attrs.get("calibration_rows")
     if "extrapolated" in found and (beyond := int(found["extrapolated"].sum())):
         of = "" if rows is None else f" {rows:,} rows of"

@@ -24,6 +24,7 @@ NARROWEST = 0.004  # Share of the width, below which an event could not be seen.
 BESIDE = 0.013  # Share of the width that a number takes on either side.
 HEAVY = 20.0  # Times the spread of the bulk; scores further above it would flatten it.
 EVENT = PALETTE[4]
+Span = tuple[float, float]
 HEIGHT, LANE = 3.4, 17.0  # Inches, and points.
 
 
@@ -72,9 +73,10 @@ def score_series(
         axes.axhline(threshold, color=INK, lw=1.0, ls="--", label=f"flagged from {threshold:.4g} on")
     axes.set_xlim(*sorted((edges[0], edges[-1])))
     axes.set_ylim(*limits)
-    spans = [_spans(mark.start[along], mark.stop[along], axis) for mark in marks]
-    _shade(axes, [span for each in spans for span in each], edges)
-    num_lanes = _lanes(figure, axes, marks, spans, edges, along)
+    peaks = midpoints(edges)[[mark.peak[along] for mark in marks]]
+    spans = [_spans(mark.start[along], mark.stop[along], axis, edges) for mark in marks]
+    _shade(axes, sorted(span for each in spans for span in each), NARROWEST * abs(edges[-1] - edges[0]))
+    num_lanes = _lanes(figure, axes, marks, peaks, spans, BESIDE * abs(edges[-1] - edges[0]))
     figure.set_size_inches(WIDTH, HEIGHT + num_lanes * LANE / 72)
     legend_above(figure, axes, num_columns=4)
     missing = int(np.isnan(score).sum())
@@ -108,20 +110,23 @@ def _lone_points(axes: Axes, x: NDArray[np.float64], score: NDArray[np.float64])
     axes.plot(x[lone], score[lone], ls="", marker=".", ms=4, mew=0, color=PALETTE[0])
 
 
-def _spans(start: int, stop: int, axis: Axis) -> list[tuple[int, int]]:
-    """Ranges of positions from a start to a stop, the end excluded: two across a periodic seam."""
+def _spans(start: int, stop: int, axis: Axis, edges: NDArray[np.float64]) -> list[Span]:
+    """From a start to a stop: two spans across a periodic seam, and none longer than a point without an order."""
+    if not axis.is_ordered:
+        return [(float(edges[start : start + 2].mean()),) * 2]
     if axis.is_periodic and stop < start:
-        return [(0, stop + 1), (start, len(axis.labels))]
-    return [(min(start, stop), max(start, stop) + 1)]
+        parts = [(0, stop + 1), (start, len(axis.labels))]
+    else:
+        parts = [(min(start, stop), max(start, stop) + 1)]
+    return [(float(min(edges[[low, high]])), float(max(edges[[low, high]]))) for low, high in parts]
 
 
-def _shade(axes: Axes, spans: Sequence[tuple[int, int]], edges: NDArray[np.float64]) -> None:
-    """Shade the union of spans: where several overlap it is no darker."""
-    label = "event"
-    narrowest, last = NARROWEST * abs(edges[-1] - edges[0]), -np.inf
-    for low, high in sorted(tuple(sorted((edges[start], edges[stop]))) for start, stop in spans):
-        middle, half = (low + high) / 2, max(high - low, narrowest) / 2
-        left, right = max(middle - half, last), middle + half
+def _shade(axes: Axes, spans: Sequence[Span], narrowest: float) -> None:
+    """Shade the union of spans, which come in order: where several overlap it is no darker."""
+    label, last = "event", -np.inf
+    for low, high in spans:
+        half = max(high - low, narrowest) / 2
+        left, right = max((low + high) / 2 - half, last), (low + high) / 2 + half
         if right > left:
             axes.axvspan(left, right, color=EVENT, alpha=0.3, lw=0, zorder=0, label=label)
             label, last = "", right
@@ -131,31 +136,28 @@ def _lanes(
     figure: Figure,
     axes: Axes,
     marks: Sequence[Mark],
-    spans: Sequence[list[tuple[int, int]]],
-    edges: NDArray[np.float64],
-    along: int,
+    peaks: NDArray[np.float64],
+    spans: Sequence[list[Span]],
+    room: float,
 ) -> int:
     """Draw each event above the axes, a bar as long as it lasts with its number at the peak; return the lanes used."""
     from matplotlib.transforms import offset_copy
 
-    room = BESIDE * abs(edges[-1] - edges[0])
-    taken: list[list[tuple[float, float]]] = []
-    for mark, ranges in zip(marks, spans, strict=True):
-        bars = [tuple(sorted((edges[start], edges[stop]))) for start, stop in ranges]
-        peak = midpoints(edges)[mark.peak[along]]
+    lanes: list[list[Span]] = []
+    for mark, peak, bars in zip(marks, peaks, spans, strict=True):
         needs = [*bars, (peak - room, peak + room)]
-        lane = next((i for i, there in enumerate(taken) if not _overlap(needs, there)), len(taken))
-        taken[lane:] = [*taken[lane:], []] if lane == len(taken) else taken[lane:]
-        taken[lane] += needs
+        lane = next((i for i, taken in enumerate(lanes) if not _overlap(needs, taken)), len(lanes))
+        if lane == len(lanes):
+            lanes.append([])
+        lanes[lane] += needs
         height = LANE * (0.6 + lane)
         above = offset_copy(axes.get_xaxis_transform(), figure, y=height, units="points")
-        for low, high in bars:
-            axes.plot([low, high], [1, 1], color=EVENT, lw=5, solid_capstyle="butt", transform=above, clip_on=False)
-        number(
-            axes, mark, peak, 1.0, xycoords=axes.get_xaxis_transform(), xytext=(0, height), textcoords="offset points"
-        )
-    return len(taken)
+        for bar in bars:
+            axes.plot(bar, [1, 1], color=EVENT, lw=5, solid_capstyle="butt", transform=above, clip_on=False)
+        place = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, height), "textcoords": "offset points"}
+        number(axes, mark, peak, 1.0, **place)
+    return len(lanes)
 
 
-def _overlap(some: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> bool:
+def _overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
     return any(low < right and left < high for low, high in some for left, right in others)

@@ -102,6 +102,7 @@ EVERY_KIND = {
     "everything missing": lambda: with_missing(field(3, 4, 5), True),
     "nothing at all": lambda: series(0),
     "infinite scores": lambda: series().assign(score=series().score.where(~series().flag, np.inf)),
+    "single precision": lambda: field(6, 8, level=1).map(lambda v: v if v.dtype == bool else v.astype("float32")),
     "equal scores": lambda: series().assign(score=xr.zeros_like(series().score)),
 }
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PeakMap", "overview", "peak_maps"]
 
+WIDEST = (-1e300, 1e300)  # What colours can be drawn for.
 MOST_CELLS = 500  # Along either side: a picture has not many more points.
 REACH = 6.0  # Quartile ranges beyond the bulk that the colours go; a peak further out has the last colour.
 
@@ -133,7 +134,7 @@ def _panel(
     mesh = axes.pcolormesh(
         x_edges,
         y_edges,
-        np.ma.masked_where(np.isnan(score), np.clip(score, -1e300, 1e300)),
+        np.ma.masked_where(np.isnan(score), np.clip(score.astype(np.float64), *WIDEST)),
         cmap=colormaps["cividis"].with_extremes(bad=FAINT),
         vmin=limits[0],
         vmax=limits[1],

@@ -71,12 +71,14 @@ def score_series(
         axes.plot(x[flagged], shown[flagged], ls="", marker="o", ms=4, mew=0, color=FLAGGED, label="flagged", zorder=4)
     if threshold is not None:
         axes.axhline(threshold, color=INK, lw=1.0, ls="--", label=f"flagged from {threshold:.4g} on")
-    axes.set_xlim(*sorted((edges[0], edges[-1])))
+    low, high = sorted((edges[0], edges[-1]))
+    room = BESIDE * (high - low)
+    axes.set_xlim(low - room / 2, high + room / 2)
     axes.set_ylim(*limits)
     peaks = midpoints(edges)[[mark.peak[along] for mark in marks]]
     spans = [_spans(mark.start[along], mark.stop[along], axis, edges) for mark in marks]
-    _shade(axes, sorted(span for each in spans for span in each), NARROWEST * abs(edges[-1] - edges[0]))
-    num_lanes = _lanes(figure, axes, marks, peaks, spans, BESIDE * abs(edges[-1] - edges[0]))
+    _shade(axes, sorted(span for each in spans for span in each), NARROWEST * (high - low))
+    num_lanes = _lanes(figure, axes, marks, peaks, spans, room)
     figure.set_size_inches(WIDTH, HEIGHT + num_lanes * LANE / 72)
     legend_above(figure, axes, num_columns=4)
     missing = int(np.isnan(score).sum())

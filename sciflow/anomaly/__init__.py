@@ -1,0 +1,1 @@
+"""Anomaly detection in three separate steps: score, calibrate, decide."""

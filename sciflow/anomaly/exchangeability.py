@@ -60,7 +60,7 @@ class _Order:
 
 
 def exchangeability(
-    scores: Sequence[np.ndarray], blocks: Sequence[np.ndarray] | None = None, names: Sequence[str] = ("",)
+    scores: Sequence[np.ndarray], blocks: Sequence[np.ndarray] | None = None, names: Sequence[str] | None = None
 ) -> Exchangeability:
     r"""Test the order of scores by their ranks :math:`z_i`, counted from their mean.
 
@@ -89,7 +89,9 @@ def exchangeability(
         values = column if blocks is None else block_means(ranks(column), blocks[index])
         if len(values) >= MIN_VALUES and values.min() < values.max():
             z = ranks(values)
-            orders.append(_Order(names[index], _serial(z), _trend(z), values, len(column) / len(values)))
+            orders.append(
+                _Order(names[index] if names else "", _serial(z), _trend(z), values, len(column) / len(values))
+            )
     if not orders:
         return Exchangeability(1.0, 0.0, tested, None, f"not tested: fewer than {MIN_VALUES} different {tested}")
     worst = max(orders, key=lambda order: abs(order.statistic))

@@ -41,6 +41,7 @@ class Calibration:
 
     Attributes:
         kind: ``"rows"``, ``"blocks"`` or ``"weights"``.
+        tail: Whether a tail was asked for.
         rows: Scores that it holds.
         missing: Scores that were NaN, and are left out.
         exchangeability: What the order of the scores tells of that.

@@ -24,6 +24,11 @@ class _Online:
     .. math:: \alpha(u) = w_0 \gamma_{u + 1} + (b - w_0) \gamma_{u + 1 - v_1} + b \sum_{j \ge 2} \gamma_{u + 1 - v_j},
         \qquad \sum_i \gamma_i \le 1, \quad w_0 = b / 2
 
+    At any time the false-discovery rate is at most the level asked for, if p-values of normal rows are independent of
+    each other and of the others. If they are only uniform or larger whatever the tests before gave, that holds of the
+    mean number of false discoveries over the mean number of all. Conformal p-values that share a calibration are
+    neither, and no proof is known; on average over calibrations the rate was kept wherever it was measured.
+
     Levels are worked out a block of clock times ahead, by adding discoveries one after the other: they are the same in
     every digit however the stream is cut, and m tests with R discoveries cost R m additions, in long rows.
     """
@@ -138,10 +143,7 @@ class LORD(_Online):
 
     .. math:: \gamma_i = 0.079 \, \frac{\log \max(i, 2)}{i \, e^{\sqrt{\log i}}}
 
-    The clock counts every test. It keeps the false-discovery rate, at any time, of p-values that are uniform or larger
-    whatever the tests before gave: independent ones with calibrations of their own. Conformal p-values of one
-    calibration share its luck, and keep it as nearly as the calibration is large: on average over calibrations, and
-    with a spread.
+    The clock counts every test.
 
     Args:
         level: False-discovery rate, in (0, 1).
@@ -168,9 +170,8 @@ class SAFFRON(_Online):
 
     .. math:: \gamma_i = \frac{i^{-1.6}}{\zeta(1.6)}, \qquad b = (1 - \lambda) q, \qquad \alpha \le \lambda = 1/2
 
-    The clock counts only tests with :math:`p > \lambda`, as so many of the others are real as exceed their number. More
-    powerful than LORD++ where anomalies are many or strong; it keeps the rate of the same p-values, if they are also
-    independent.
+    The clock stops for candidates, :math:`p \le \lambda`: normal rows give as many of them as of the others, so that
+    where there are more, some are real. More powerful than LORD++ where anomalies are many or strong.
 
     Args:
         level: False-discovery rate :math:`q`, in (0, 1).

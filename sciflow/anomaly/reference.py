@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -120,9 +121,11 @@ class Reference:
         """
         return self._share(scores, own, "right") - own / (self._total + own), self._share(scores, own, "left")
 
-    def _share(self, scores: np.ndarray, own: np.ndarray | float, side: str) -> np.ndarray:
+    def _share(self, scores: np.ndarray, own: np.ndarray | float, side: Literal["left", "right"]) -> np.ndarray:
         """The mass from a score upwards, and the row's own, of all."""
-        first = np.searchsorted(self.scores, scores, side=side)  # type: ignore[call-overload]
+        first = np.empty(len(scores), dtype=np.int64)
+        order = np.argsort(scores)  # a search for neighbours is several times faster, one after the other
+        first[order] = np.searchsorted(self.scores, scores[order], side=side)
         share = (self._mass_from[first] + own) / (self._total + own)
         share[np.isnan(scores)] = np.nan
         return share

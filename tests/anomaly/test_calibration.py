@@ -173,6 +173,17 @@ class TestByWeights:
         assert_the_level(uniform)
         assert shares(unweighted)[0][2] > 0.2
 
+    def test_go_together_with_groups(self):
+        rng = np.random.default_rng(10)
+        scores, weights, groups = rng.normal(size=80), rng.random(80) + 0.1, np.repeat(["a", "b"], 40)
+        new, own, of = rng.normal(size=30), rng.random(30) + 0.1, rng.choice(["a", "b"], size=30)
+        found = Calibration.of(scores, weights=weights, groups=groups).p_values(new, weights=own, groups=of).p_value
+        for name in "ab":
+            alone = Calibration.of(scores[groups == name], weights=weights[groups == name])
+            np.testing.assert_array_equal(
+                found[of == name], alone.p_values(new[of == name], weights=own[of == name]).p_value
+            )
+
     def test_equal_weights_change_nothing(self):
         scores, new = np.random.default_rng(7).normal(size=(2, 64))
         weighted = Calibration.of(scores, weights=np.full(64, 0.25))

@@ -45,7 +45,7 @@ class TestFalseDiscoveryRate:
 
 
 def test_the_rate_of_yekutieli_is_kept_where_rows_depend_on_each_other_and_that_of_hochberg_need_not_be():
-    # Guo & Rao, 2008, doi:10.1016/j.jspi.2008.01.018: the least favourable dependence, all normal. With probability
+    # The least favourable dependence, all normal. With probability
     # alpha / k k of the p-values are just small enough for k to be flagged.
     rng = np.random.default_rng(2)
     m, level = 20, 0.2
@@ -80,9 +80,9 @@ class TestFalseAlarmRate:
 @pytest.mark.parametrize("m", [3, 10, 70, 300])
 def test_p_values_that_meet_the_level_exactly_are_flagged_whatever_rounding_does(m):
     for k in range(1, m + 1):
-        # k rows at k / (10 m), the level of 0.1 for k of m.
-        p = np.where(np.arange(m) < k, k / (10 * m), 1.0)
-        assert decide(p, fdr=0.1).flag.sum() == k
+        # k rows at the level of 0.3 for k of m, to the last digit or nearly.
+        p = np.where(np.arange(m) < k, 3 * k / (10 * m), 1.0)
+        assert decide(p, fdr=0.3).flag.sum() == k
 
 
 def test_ties_are_flagged_together():

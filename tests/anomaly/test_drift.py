@@ -142,6 +142,18 @@ class TestWhereFewRowsAreOdd:
 
 
 class TestItsState:
+    def test_goes_on_as_if_runs_were_one(self):
+        rng = np.random.default_rng(14)
+        calibration = Calibration.of(rng.normal(size=300), groups=["a", "b"] * 150)
+        scores, groups = rng.normal(size=900) + 0.3, rng.choice(["a", "b"], size=900)
+        whole, state = drift(calibration, scores, groups=groups, num_flagged=0), None
+        for part in np.split(np.arange(900), [100, 101, 600]):
+            last = drift(calibration, scores[part], groups=groups[part], num_flagged=0, state=state)
+            state = json.loads(json.dumps(last.state))
+        assert last.martingale == pytest.approx(whole.martingale)
+        for group in ("0", "1"):
+            np.testing.assert_allclose(last.state["counts"][group], whole.state["counts"][group])
+
     def test_is_begun_anew_by_another_calibration(self):
         rng = np.random.default_rng(13)
         first, second = (Calibration.of(rng.normal(size=500)) for _ in range(2))

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from sciflow.anomaly import online
 from sciflow.anomaly.calibration import Calibration
 from sciflow.anomaly.online import LORD, SAFFRON
 from sciflow.errors import ConfigError, DataError
@@ -53,8 +54,10 @@ def saffron(p, level, lam=0.5):
 
 @pytest.mark.parametrize(("kind", "published"), [(LORD, lord), (SAFFRON, saffron)])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
-def test_is_the_published_recursion(kind, published, share):
-    for seed in range(3):
+@pytest.mark.parametrize("block", [8, 16384])
+def test_is_the_published_recursion(kind, published, share, block, monkeypatch):
+    monkeypatch.setattr(online, "_BLOCK", block)
+    for seed in range(2):
         p, _ = stream(np.random.default_rng(seed), 400, share, size=0.02)
         found = kind(0.1).decide(p)
         assert found.flag.tolist() == published(p, 0.1)

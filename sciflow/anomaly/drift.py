@@ -165,7 +165,7 @@ def _verdict(
             "flags are not to be relied on until model and calibration are renewed"
         )
     if num_flagged:
-        return "odd", f"{num_flagged:,} odd: the bulk of the scores is as in calibration (p = {p_value:.2g})"
+        return "odd", f"odd rows: {num_flagged:,}; the bulk of the scores is as in calibration (p = {p_value:.2g})"
     return "quiet", f"quiet: the bulk of the scores is as in calibration (p = {p_value:.2g})"
 
 

@@ -134,7 +134,7 @@ class TestWhereFewRowsAreOdd:
         found = drift(calibration, scores, num_flagged=odd)
         assert found.verdict == "odd"
         assert found.martingale < 10
-        assert found.words.startswith(f"{odd:,} odd: ")
+        assert found.words.startswith(f"odd rows: {odd:,}; the bulk")
 
     def test_a_single_row_is_no_drift(self):
         calibration = Calibration.of(np.random.default_rng(12).normal(size=1000))

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import sciflow
 from sciflow.data.codec import codecs, decode_index, encode_shard, index_bytes
 from sciflow.data.files import read_bytes, write_file
 from sciflow.density import Density
@@ -28,6 +27,7 @@ from sciflow.scoring.labels import labelled_draws
 from sciflow.scoring.options import require_blocks, require_events, sampled
 from sciflow.scoring.output import Output, checked_place, reported
 from sciflow.scoring.process import one_thread, within_memory
+from sciflow.version import __version__
 
 __all__ = ["Drawing"]
 
@@ -292,4 +292,4 @@ def _shown(density: Density, context: Tensor | None) -> str:
 
 
 def _written_by() -> str:
-    return f"sciflow {sciflow.__version__}, torch {torch.__version__}"
+    return f"sciflow {__version__}, torch {torch.__version__}"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sciflow.anomaly.attribution import typical_events
 from sciflow.anomaly.given import Given, Part
-from sciflow.anomaly.overlap import row_hashes, share_known
-from sciflow.anomaly.recipe import default_score
+from sciflow.anomaly.overlap import are_known, row_hashes
+from sciflow.anomaly.recipe import default_score, smoothed
 from sciflow.anomaly.scores import Score, build
 from sciflow.data.layout import Layout
 from sciflow.data.store import Split, Store
@@ -27,8 +27,10 @@ __all__ = ["Fitted", "fitted"]
 
 # Shares of the rows that judge the training, and that calibrate; of very many rows no more is needed.
 _JUDGE, _CALIBRATE, _MOST = 0.1, 0.2, 20_000
-_LEAST_ROWS = 20
+_LEAST_ROWS = 10
 _ROWS_OF_STORE = 1 << 16
+# Of the flow that is trained where nothing is said.
+_SMOOTHED, _STEPS = 20_000, 600
 _SEVERAL = 0.05
 
 
@@ -53,7 +55,7 @@ class Fitted:
     def warn_of_overlap(self, events: Iterable[Any]) -> None:
         """Warn where rows to calibrate on have been trained on: their scores are too low, and p-values with them."""
         hashes = np.concatenate([np.empty(0, np.uint64), *map(row_hashes, events)])
-        share = share_known(hashes, self.hashes)
+        share = float(are_known(hashes, self.hashes).mean()) if len(hashes) else 0.0
         if share > self.copies + _SEVERAL:
             warnings.warn(
                 f"{share:.0%} of the rows to calibrate on are rows that were trained on: their scores are lower than "
@@ -93,7 +95,21 @@ def fitted(
             trained[family] = _trained(density, family, rows, cut, training, seed, progress)
         return trained[family]
 
-    made = default_score(of_family, cut.train) if score is None else build(score, of_family)
+    def on_smoothed(flow: Density) -> Density:
+        train, judge = smoothed(cut.train, _SMOOTHED, seed), smoothed(cut.judge, _SMOOTHED // 10, seed + 1)
+        settings = {"max_steps": _STEPS, "degenerate": "warn", **training}
+        with warnings.catch_warnings():
+            # What never varies, or lies on a grid, is the others' to judge.
+            warnings.filterwarnings("ignore", "element|columns", UserWarning)
+            fit(flow, train.astype(np.float32), judge.astype(np.float32), seed=seed, progress=progress, **settings)
+        return flow
+
+    if score is not None:
+        made = build(score, of_family)
+    elif density is not None or cut.train_context is not None:
+        made = build("nll", of_family)
+    else:
+        made = default_score(len(cut.train), tuple(rows.event_shape), seed, on_smoothed)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
     dtype = made.densities[0].dtype if made.densities else torch.float32
     hashes = np.unique(row_hashes(cut.train))
@@ -103,7 +119,7 @@ def fitted(
         layout,
         typical_events(torch.as_tensor(cut.train, dtype=dtype)),
         hashes,
-        share_known(row_hashes(cut.judge), hashes),
+        float(are_known(row_hashes(cut.judge), hashes).mean()),
     )
     return found, cut.calibration
 

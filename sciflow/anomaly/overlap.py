@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["row_hashes", "share_known"]
+__all__ = ["are_known", "row_hashes"]
 
 _WORDS = 1 << 16
 
@@ -35,9 +35,9 @@ def row_hashes(events: Any) -> np.ndarray:
     return hashes
 
 
-def share_known(hashes: np.ndarray, known: np.ndarray) -> float:
-    """Return the share of rows that are among others, ``known``, by their hashes, sorted; 0 of no rows."""
-    if not len(hashes) or not len(known):
-        return 0.0
+def are_known(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which rows are among others, by their hashes; those of the others, ``known``, are sorted."""
+    if not len(known):
+        return np.zeros(len(hashes), bool)
     places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-    return float((known[places] == hashes).mean())
+    return known[places] == hashes

@@ -8,12 +8,15 @@ from typing import Any
 from sciflow.anomaly.scores.base import Score
 from sciflow.anomaly.scores.complexity import ComplexityCorrected
 from sciflow.anomaly.scores.denoising_error import DenoisingError
+from sciflow.anomaly.scores.diffusion_time import DiffusionTime
 from sciflow.anomaly.scores.ensemble import Ensemble
 from sciflow.anomaly.scores.latent_norm import LatentNorm
 from sciflow.anomaly.scores.likelihood_ratio import LikelihoodRatio
 from sciflow.anomaly.scores.local_dimension import LocalDimension
+from sciflow.anomaly.scores.local_outlier_factor import LocalOutlierFactor
 from sciflow.anomaly.scores.negative_log_prob import NegativeLogProb
 from sciflow.anomaly.scores.score_norms import ScoreNorms
+from sciflow.anomaly.scores.subspaces import SubspaceDistance
 from sciflow.anomaly.scores.typicality import Typicality
 from sciflow.density import Density
 from sciflow.errors import ConfigError, nearest
@@ -22,13 +25,16 @@ __all__ = [
     "SCORES",
     "ComplexityCorrected",
     "DenoisingError",
+    "DiffusionTime",
     "Ensemble",
     "LatentNorm",
     "LikelihoodRatio",
     "LocalDimension",
+    "LocalOutlierFactor",
     "NegativeLogProb",
     "Score",
     "ScoreNorms",
+    "SubspaceDistance",
     "Typicality",
     "build",
 ]
@@ -38,12 +44,15 @@ SCORES: dict[str, type[Score]] = {
     for score in (
         ComplexityCorrected,
         DenoisingError,
+        DiffusionTime,
         Ensemble,
         LatentNorm,
         LikelihoodRatio,
         LocalDimension,
+        LocalOutlierFactor,
         NegativeLogProb,
         ScoreNorms,
+        SubspaceDistance,
         Typicality,
     )
 }

@@ -91,6 +91,11 @@ class Score(ABC):
         finite = torch.isfinite(rows).flatten(1).all(1)
         return torch.where(finite, scores, torch.nan).reshape(batch)
 
+    def normal_values(self, reference: Tensor, context: Tensor | None) -> Tensor:
+        """Return what rows score that are normal, and were not trained on: those of :meth:`fit`, sorted, finite."""
+        values = self(reference, context)
+        return values[values.isfinite()].sort().values
+
     def all_densities(self) -> list[Density]:
         """Return the densities of it and its members, each once."""
         found = list(self.densities)

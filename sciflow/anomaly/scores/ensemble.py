@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sciflow.anomaly.overlap import are_known, row_hashes
 from sciflow.anomaly.scores.base import Score
 from sciflow.anomaly.scores.surprise import surprise
 from sciflow.arguments import Arguments
@@ -56,13 +58,14 @@ class Ensemble(Score):
     def _fit(self, x: Tensor, context: Tensor | None, reference: Tensor, reference_context: Tensor | None) -> None:
         for number, member in enumerate(self.members):
             member.fit(x, context, reference=reference, reference_context=reference_context)
-            values = member(reference, reference_context)
-            values = values[values.isfinite()].sort().values
-            self.found[f"normal-{number}"] = values
+            self.found[f"normal-{number}"] = member.normal_values(reference, reference_context)
+        self.found["seen"] = torch.from_numpy(np.unique(row_hashes(x.cpu())).view(np.int64))
 
     def _scores(self, x: Tensor, context: Tensor | None) -> Tensor:
         each = [
             surprise(member(x, context), self.found[f"normal-{number}"]) for number, member in enumerate(self.members)
         ]
         together = torch.stack(each)
-        return together.mean(0) if self.arguments["combine"] == "mean" else together.amax(0)
+        score = together.mean(0) if self.arguments["combine"] == "mean" else together.amax(0)
+        seen = torch.from_numpy(are_known(row_hashes(x.cpu()), self.found["seen"].cpu().numpy().view(np.uint64)))
+        return score.masked_fill(seen.to(score.device), 0.0)

@@ -7,31 +7,47 @@ from torch import Tensor
 
 __all__ = ["surprise"]
 
-_TAIL = 0.1
+_BODY = 0.9
+_LEAST_IN_TAIL = 5
+_HEAVIEST = 0.9
 
 
 def surprise(values: Tensor, normal: Tensor) -> Tensor:
     r"""Return minus the logarithm of the share of normal values that are as high.
 
-    .. math:: u(s) = -\log \frac{\#\{s_i \ge s\} + 1}{n + 1} \quad \text{for } s \le s_{(n)}, \qquad
-              u(s) = \log(n + 1) + \frac{s - s_{(n)}}{m} \quad \text{beyond}
+    .. math:: u(s) = -\log \frac{\#\{s_i > s\} + \frac12 \#\{s_i = s\} + \frac12}{n + 1}
+              \quad \text{for } s \le q, \qquad
+              u(s) = -\log \frac{m}{n + 1} + \frac1\xi \log \left( 1 + \xi \frac{s - q}{\beta} \right)
+              \quad \text{beyond}
 
-    It goes on beyond the highest as an exponential tail does, with :math:`m` the mean by which the highest tenth
-    exceeds the rest, so that values far out are still told apart.
+    with :math:`q` the value that nine in ten do not exceed: beyond it, where counts are few and at last there are none,
+    the share is that of a generalised Pareto distribution, fitted to the :math:`m` values there by its first two
+    L-moments (Hosking and Wallis, 1987, doi:10.2307/1269343), with a shape of 0 to 0.9. So values far out are still
+    told apart, and no score with a long tail drowns the others.
 
     Args:
         values: ``[n]``.
         normal: Normal values, sorted, finite, one at least.
 
     Example:
-        >>> surprise(torch.tensor([0.0, 99.0, 99.5]), torch.arange(100.0)).round(decimals=2)
-        tensor([0.0000, 3.9200, 4.7200], dtype=torch.float64)
+        >>> surprise(torch.tensor([0.0, 50.0, 99.0, 200.0]), torch.arange(100.0)).round(decimals=1)
+        tensor([ 0.0000,  0.7000,  4.1000, 22.8000], dtype=torch.float64)
     """
-    normal = normal.double()
-    values = values.double()
+    normal, values = normal.double(), values.double().contiguous()
     n = len(normal)
-    as_high = n - torch.searchsorted(normal, values.contiguous(), right=False)
-    start = normal[int((1 - _TAIL) * (n - 1))]
-    excess = (normal[normal >= start] - start).mean()
-    scale = excess.clamp_min(torch.finfo(torch.float64).tiny ** 0.5 + 1e-9 * normal[-1].abs())
-    return -torch.log((as_high + 1) / (n + 1)) + (values - normal[-1]).clamp_min(0) / scale
+    above = n - torch.searchsorted(normal, values, right=True)
+    as_high = n - torch.searchsorted(normal, values, right=False)
+    body = -torch.log(((above + as_high) / 2 + 0.5) / (n + 1))
+    start = torch.quantile(normal, _BODY)
+    excess = normal[normal > start] - start
+    m = len(excess)
+    if m < _LEAST_IN_TAIL:
+        return body
+    first = excess.mean()
+    second = (excess * torch.arange(m, dtype=torch.float64, device=excess.device) / (m - 1)).mean()
+    # xi = 2 - first / (2 second - first), which has the sign of a light or a heavy tail.
+    shape = (2 - first / (2 * second - first).clamp_min(1e-12 * first)).clamp(0, _HEAVIEST)
+    beyond = (values - start).clamp_min(0) / (first * (1 - shape)).clamp_min(torch.finfo(torch.float64).tiny)
+    log_share = torch.where(shape > 1e-6, torch.log1p(shape * beyond) / shape.clamp_min(1e-6), beyond)
+    tail = log_share - torch.log(torch.tensor(m / (n + 1), dtype=torch.float64))
+    return torch.where(values > start, tail, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ def row_hashes(events: Any) -> np.ndarray:
         >>> bool(one == again), bool(one == other)
         (True, False)
     """
-    rows = np.ascontiguousarray(np.asarray(events, np.float32).reshape(len(events), -1)) + np.float32(0)  # -0 is 0
+    rows = np.asarray(events, np.float32)
+    rows = np.ascontiguousarray(rows.reshape(len(rows), math.prod(rows.shape[1:]))) + np.float32(0)  # -0 is 0
     words = rows.view(np.uint32)
     factors = np.random.default_rng(0).integers(0, 2**64, words.shape[1] + 1, np.uint64) | np.uint64(1)
     hashes = np.zeros(len(rows), np.uint64)

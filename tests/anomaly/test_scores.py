@@ -14,15 +14,19 @@ from sciflow.anomaly.scores import (
     SCORES,
     ComplexityCorrected,
     DenoisingError,
+    DiffusionTime,
     Ensemble,
     LatentNorm,
     LikelihoodRatio,
     LocalDimension,
+    LocalOutlierFactor,
     NegativeLogProb,
     ScoreNorms,
+    SubspaceDistance,
     Typicality,
     build,
 )
+from sciflow.anomaly.scores.surprise import surprise
 from sciflow.diffusion import schedule
 from sciflow.errors import ConfigError, DataError, ShapeError
 
@@ -59,7 +63,10 @@ EVERY = {
     "local_dimension of a diffusion": lambda: LocalDimension(known(STANDARD)),
     "denoising_error": lambda: DenoisingError(known(STANDARD)),
     "score_norms": lambda: ScoreNorms(known(STANDARD)),
-    "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD))]),
+    "diffusion_time": DiffusionTime,
+    "local_outlier_factor": LocalOutlierFactor,
+    "subspace_distance": lambda: SubspaceDistance(2),
+    "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD)), LocalOutlierFactor()]),
 }
 
 
@@ -85,8 +92,9 @@ class TestEveryScore:
     def test_depends_on_the_row_alone(self, score):
         rows = torch.cat([normal_rows(5), 8 * normal_rows(5, seed=3)])
         together, alone = score(rows), torch.cat([score(row[None]) for row in rows])
-        torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(score(rows.flip(0)).flip(0), together, rtol=1e-8, atol=1e-8)
+        # Scores that stand on rows compare them in single precision.
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(score(rows.flip(0)).flip(0), together, rtol=1e-5, atol=1e-5)
 
     def test_is_higher_far_from_what_is_normal(self, score):
         usual, odd = score(normal_rows(200, seed=4)), score(normal_rows(200, seed=5) * 2 + 6)
@@ -119,7 +127,9 @@ class TestEveryScore:
         assert all(density.training for density in score.all_densities())
 
 
-@pytest.mark.parametrize("name", ["typicality", "complexity_corrected", "local_dimension", "ensemble"])
+@pytest.mark.parametrize(
+    "name", ["typicality", "complexity_corrected", "local_dimension", "diffusion_time", "ensemble"]
+)
 def test_a_score_that_has_to_look_at_normal_rows_says_so(name):
     with pytest.raises(ConfigError, match="fit"):
         EVERY[next(key for key in EVERY if key.startswith(name))]()(normal_rows(3))
@@ -237,7 +247,93 @@ class TestComplexityCorrected:
         assert score(flat).item() > score(usual).max()
 
 
+class TestScoresThatStandOnRows:
+    def test_diffusion_time_is_the_distance_of_the_nearest_rows(self):
+        rows, new = normal_rows(), normal_rows(20, seed=1)
+        score = DiffusionTime(num_neighbours=3).fit(rows)
+        mean, std = rows.mean(0), rows.std(0, correction=0)
+        distances = torch.cdist((new - mean) / std, (rows - mean) / std).sort(1).values[:, :3]
+        torch.testing.assert_close(score(new), distances.square().mean(1).sqrt(), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("score", [DiffusionTime(), LocalOutlierFactor(), SubspaceDistance(2)], ids=repr)
+    def test_what_is_normal_is_found_by_leaving_each_row_out(self, score):
+        rows = normal_rows(400)
+        score.fit(rows[:300], reference=rows[300:])
+        known = score.normal_values(rows[300:], None)
+        assert len(known) == 400
+        # As new rows have them, not as rows that are compared with themselves.
+        new = score(normal_rows(4000, seed=1))
+        assert (known > new.median()).double().mean().item() == pytest.approx(0.5, abs=0.1)
+
+    def test_an_outlier_factor_is_relative_to_how_dense_it_is(self):
+        generator = torch.Generator().manual_seed(0)
+        dense, sparse = (
+            torch.randn(300, 2, generator=generator) * width + centre for width, centre in ((0.02, -1.0), (0.5, 1.0))
+        )
+        near_dense = torch.tensor([[-1.0, -0.9]])
+        inside_sparse = sparse[:100] + 0.1 * torch.randn(100, 2, generator=generator)
+        rows = torch.cat([dense, sparse])
+        relative, absolute = LocalOutlierFactor().fit(rows), DiffusionTime().fit(rows)
+        ranks = [(s(near_dense) > s(inside_sparse)).double().mean().item() for s in (relative, absolute)]
+        assert ranks[0] > 0.8
+        assert ranks[1] < 0.6
+
+    def test_what_is_odd_in_one_of_many_numbers_shows_in_subsets(self):
+        rows, new = normal_rows(1000, 20), normal_rows(200, 20, seed=1)
+        odd = new.clone()
+        odd[:, 7] = 3.5
+        pairs, all_at_once = SubspaceDistance(2, num_subspaces=60).fit(rows), DiffusionTime().fit(rows)
+        ranks = [(s(odd)[:, None] > s(new)).double().mean().item() for s in (pairs, all_at_once)]
+        assert ranks[0] > 0.95
+        assert ranks[0] > ranks[1] + 0.05
+
+    def test_every_number_is_in_as_many_subsets(self):
+        subsets = SubspaceDistance(3, num_subspaces=20).fit(normal_rows(50, 9)).found["subsets"]
+        assert subsets.unique(return_counts=True)[1].unique().tolist() == [len(subsets) * 3 // 9]
+        assert all(len(set(subset)) == 3 for subset in subsets.tolist())
+        every = SubspaceDistance(2, num_subspaces=20).fit(normal_rows(50, 4)).found["subsets"]
+        assert every.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+
+    def test_a_number_that_never_varies_says_nothing(self):
+        rows = torch.cat([normal_rows(), torch.full((500, 1), 7.0)], 1)
+        with_it, without = DiffusionTime().fit(rows), DiffusionTime().fit(rows[:, :3])
+        torch.testing.assert_close(with_it(rows), without(rows[:, :3]))
+        with pytest.raises(DataError, match="the same"):
+            DiffusionTime().fit(torch.ones(20, 2))
+
+    def test_knows_no_context(self):
+        with pytest.raises(ShapeError, match="context"):
+            DiffusionTime().fit(normal_rows(), normal_rows())
+
+
+class TestSurprise:
+    def test_of_normal_values_it_is_that_of_their_ranks(self):
+        normal = torch.arange(1000.0)
+        assert surprise(torch.tensor([500.0]), normal).item() == pytest.approx(math.log(2), abs=0.01)
+
+    @pytest.mark.parametrize("tail", [lambda u: -u.log(), lambda u: u**-0.5], ids=["exponential", "Pareto"])
+    def test_far_out_it_is_that_of_the_tail(self, tail):
+        generator = torch.Generator().manual_seed(0)
+        normal = tail(torch.rand(20_000, generator=generator, dtype=torch.float64)).sort().values
+        shares = torch.tensor([1e-2, 1e-4, 1e-6], dtype=torch.float64)
+        torch.testing.assert_close(surprise(tail(shares), normal), -shares.log(), rtol=0.15, atol=0)
+
+    def test_rises_and_is_finite(self):
+        generator = torch.Generator().manual_seed(0)
+        for normal in (torch.randn(200, generator=generator), torch.zeros(50), torch.tensor([1.0]), torch.arange(9.0)):
+            values = torch.linspace(-10, 1e6, 2000, dtype=torch.float64)
+            found = surprise(values, normal.sort().values)
+            assert found.isfinite().all()
+            assert (found.diff() >= -1e-12).all()
+
+
 class TestEnsemble:
+    def test_a_row_that_was_seen_is_not_surprising(self):
+        rows = normal_rows()
+        score = Ensemble([DiffusionTime(), LocalOutlierFactor()]).fit(rows)
+        assert (score(rows[:5]) == 0).all()
+        assert (score(rows[:5] + 1e-3) > 0).all()
+
     def test_does_not_mind_units(self):
         class Scaled(NegativeLogProb):
             def _scores(self, x, context):

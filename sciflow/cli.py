@@ -122,7 +122,13 @@ def shard(
         str | None, typer.Option(help="Steps from one window to the next: time=12. Default: no overlap.")
     ] = None,
     context: Annotated[str | None, typer.Option(help="Variables that events are conditioned on.")] = None,
-    split: Annotated[str, typer.Option(help="Shares of training, validation and test.")] = "0.8,0.1,0.1",
+    like: Annotated[
+        str | None,
+        typer.Option(help="A store that is there: new data are laid out as its own, to be scored and not trained on."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares of training, validation and test; by default 0.8,0.1,0.1.")
+    ] = None,
     split_by: Annotated[
         str | None,
         typer.Option(
@@ -130,10 +136,10 @@ def shard(
         ),
     ] = None,
     missing: Annotated[
-        str, typer.Option(help="What becomes of missing values: error, drop (the event) or fill.")
-    ] = "error",
+        str | None, typer.Option(help="What becomes of missing values: error (by default), drop (the event) or fill.")
+    ] = None,
     fill_value: Annotated[float | None, typer.Option(help="What to fill with; the variable's mean by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help="float32 (by default) or float64.")] = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Events in a training shard; by default 64 MiB of them, or a sixteenth of all.")
     ] = None,
@@ -150,6 +156,8 @@ def shard(
         sciflow shard era5.nc era5.zarr --variables t2m --event time=24 --sample latitude,longitude
 
         sciflow shard stars.csv stars.zarr --variables mean,deviation,skewness --missing drop
+
+        sciflow shard era5_today.nc incoming/today.zarr --like era5.zarr
     """
     from sciflow.data.shard import shard as write_store
 
@@ -164,12 +172,13 @@ def shard(
         sample=_names(sample),
         stride=_strides(stride),
         context=_names(context) or (),
-        split=_shares(split),
+        split=None if split is None else _shares(split),
         split_by=by,
         split_block=block,
         missing=missing,  # type: ignore[arg-type]
         fill_value=fill_value,
         dtype=dtype,
+        like=like,
         shard_rows=shard_rows,
         seed=seed,
         num_writers=writers,
@@ -177,7 +186,10 @@ def shard(
         progress=not quiet,
     )
     typer.echo(repr(store))
-    typer.echo(f"next: sciflow inspect {sources[-1]}, or train on it: data.store in a workflow file")
+    if like is None:
+        typer.echo(f"next: sciflow inspect {sources[-1]}, or train on it: data.store in a workflow file")
+    else:
+        typer.echo("next: sciflow detect WORKFLOW, which looks at the stores that detection.stores names")
 
 
 @app.command()

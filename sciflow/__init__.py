@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sciflow import bijections, contexts, diffusion, errors, flows
+    from sciflow.anomaly.scheduled.detect import detect
     from sciflow.data.shard import shard
     from sciflow.data.store import Store, open_store
     from sciflow.density import Density, Likelihood, Status
@@ -38,6 +39,7 @@ _HOMES = {
     "Run": "sciflow.training.run",
     "Status": "sciflow.density",
     "Store": "sciflow.data.store",
+    "detect": "sciflow.anomaly.scheduled.detect",
     "distill_to_flow": "sciflow.training.distill_to_flow",
     "fit": "sciflow.training.fit",
     "interpolate": "sciflow.interpolation",
@@ -59,6 +61,7 @@ __all__ = [
     "Store",
     "bijections",
     "contexts",
+    "detect",
     "diffusion",
     "distill_to_flow",
     "errors",

@@ -66,7 +66,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="""Density estimation on sharded scientific data: `shard` a file, `train` a flow on Ray, `score` every event.
+    help="""Density estimation on sharded scientific data: `shard` a file, `train` a flow on Ray, `score` every event,
+    `detect` what is odd in new ones.
 
     A first run:
 
@@ -325,6 +326,66 @@ def score(
     )
     path = _short(scores)
     typer.echo(f"scores: {path}; open with xarray.open_zarr('{path}')")
+
+
+@app.command()
+def detect(
+    workflow: Workflow,
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Judge a range anew: from here, 2026-01-31 or a number along the first dimension."
+        ),
+    ] = None,
+    stop: Annotated[str | None, typer.Option("--to", help="The last of the range: 2026-01 is all of January.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Wait for another run that is at work on the same results.")
+    ] = 0.0,
+    address: Address = None,
+    runs: Runs = Path("runs"),
+    local: Annotated[bool, typer.Option("--local", help="Work in this process, without Ray.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge what is new in the stores that a workflow watches: what a scheduler calls, as often as it likes.
+
+    Results, events and a report are in runs/NAME/detections. Nothing is judged twice; a run that was killed goes on
+    with the same command. Exit code: 0 nothing, 10 anomalies, 3 an input that could not be read (the rest is done),
+    13 both, 1 a failure.
+
+        sciflow shard era5_today.nc incoming/today.zarr --like era5.zarr
+
+        sciflow detect workflow.yaml detection.stores=incoming/*.zarr
+
+        sciflow detect workflow.yaml --from 2026-01 --to 2026-02
+    """
+    from sciflow.anomaly.scheduled.detect import detect as detect_new
+    from sciflow.anomaly.scheduled.detect import plan_of
+
+    given = overrides or []
+    if dry_run:
+        typer.echo(str(plan_of(workflow, given, start=start, stop=stop, runs=runs)))
+        return
+    run = detect_new(
+        workflow,
+        given,
+        start=start,
+        stop=stop,
+        address=address,
+        local=local,
+        wait=wait,
+        runs=runs,
+        progress=not quiet,
+    )
+    for words in run.unreadable:
+        _say(f"left for the next run: {words}")
+    for note in run.notes:
+        _say(f"note: {note}")
+    if run.drift is not None:
+        typer.echo(run.drift)
+    typer.echo(str(run))
+    sys.exit(run.exit_code)
 
 
 @app.command()

@@ -85,9 +85,8 @@ class Scoring(Section):
 
 
 class Calibration(Section):
-    """What an ordinary score is: which held-out events say so, and which of them are alike."""
+    """What an ordinary score is, by the test events of data.store, and which of them are alike."""
 
-    split: Literal["validation", "test"] = Field(default="test", description="Of data.store: the held-out events.")
     group: str | None = Field(
         default=None, description="Like with like: month, season, hour, or a coordinate of the store; null: all alike."
     )
@@ -141,7 +140,6 @@ class Detection(Section):
     calibration: Calibration = Calibration()
     events: Events = Events()
     notify: Notify = Notify()
-    drift: float = Field(default=0.01, gt=0, lt=1, description="Level at which the world is said to have moved.")
 
     @field_validator("stores", mode="before")
     @classmethod

@@ -1,0 +1,64 @@
+"""What a run did, for whoever has called it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ANOMALIES", "BOTH", "UNREADABLE", "DetectionRun"]
+
+# Exit codes beside 0, nothing, and 1, a failure.
+UNREADABLE, ANOMALIES, BOTH = 3, 10, 13
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """What a call of :func:`sciflow.detect` did.
+
+    Attributes:
+        out: Folder of the results.
+        number: Runs so far that had something to do.
+        stores: Names of the stores of which rows were judged.
+        shards: Shards that were judged.
+        rows: Rows that were judged.
+        flagged: Rows that are flagged now, and were not before.
+        events: Events of all results.
+        unreadable: What was left for the next run, and why, by name of the store, with the shard where it is one.
+        drift: Whether the world has moved, in words; None where no row is new.
+        has_moved: Whether it has.
+        notes: What there is to know beside.
+        undelivered: Messages that could not be delivered, and are tried again by the next run.
+    """
+
+    out: Path
+    number: int = 0
+    stores: tuple[str, ...] = ()
+    shards: int = 0
+    rows: int = 0
+    flagged: int = 0
+    events: int = 0
+    unreadable: tuple[str, ...] = ()
+    drift: str | None = None
+    has_moved: bool = False
+    notes: tuple[str, ...] = ()
+    undelivered: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns: 0 nothing, 10 anomalies, 3 an input that could not be read, 13 both."""
+        return {
+            (False, False): 0,
+            (True, False): ANOMALIES,
+            (False, True): UNREADABLE,
+            (True, True): BOTH,
+        }[self.flagged > 0, bool(self.unreadable)]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"nothing new: {self.out} is up to date"
+        what = "row" if self.flagged == 1 else "rows"
+        events = "1 event" if self.events == 1 else f"{self.events:,} events"
+        return (
+            f"{self.flagged:,} {what} newly flagged of {self.rows:,} in {self.shards:,} shards; {events} in all: "
+            f"{self.out / 'report.html'}"
+        )

@@ -17,7 +17,8 @@ def _no_figures():
     """The page without its figures, which take longer than all else."""
 
     def write(path, found, events, **about):
-        Path(path).write_text(f"{int(found.flag.sum())} flags, {len(events)} events: {about['title']}, {about['facts']}")
+        counts = int(found.flag.sum()), len(events)
+        Path(path).write_text(f"{counts} {about['title']} {about['facts']}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "write_detection_page", write)

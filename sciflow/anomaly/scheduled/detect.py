@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from sciflow.anomaly.scheduled.folder import Folder
 from sciflow.anomaly.scheduled.job import Job
+from sciflow.anomaly.scheduled.ledger import Ledger
 from sciflow.anomaly.scheduled.notify import deliver, wanted
 from sciflow.anomaly.scheduled.plan import Plan, make_plan
 from sciflow.anomaly.scheduled.prometheus import write_metrics
@@ -27,6 +29,9 @@ from sciflow.config import Workflow, load_workflow
 from sciflow.errors import RunError, SciflowError
 
 __all__ = ["detect", "plan_of"]
+
+# As NumPy spells the times of our calendar.
+TIME = re.compile(r"-?\d{4,}-\d\d-\d\dT[\d:.]+$")
 
 
 def detect(
@@ -78,10 +83,10 @@ def detect(
             if isinstance(error, SciflowError) or not isinstance(error, OSError):
                 raise
             raise RunError(
-                f"{error.filename or folder.path}: cannot be written: {error.strerror or error}; results are as they were before: make "
-                "room or mend it, and run the same command again"
+                f"{error.filename or folder.path}: cannot be written: {error.strerror or error}; results are as they "
+                "were before: make room or mend it, and run the same command again"
             ) from None
-        write_metrics(folder.path / "metrics.prom", job.settings.name, run, began, _latest(folder))
+        write_metrics(folder.path / "metrics.prom", job.settings.name, run, began, _latest(folder.ledger))
     return run
 
 
@@ -160,14 +165,10 @@ def _tell(job: Job, folder: Folder, run: DetectionRun) -> DetectionRun:
     return replace(run, flagged=flagged, undelivered=len(waiting))
 
 
-def _latest(folder: Folder) -> float | None:
-    """The last time in the results, in seconds since 1970."""
-    current = folder.current
-    axis = None if current is None else Results(current / "results.zarr").axis
-    values = None if axis is None else axis.coordinates.get(axis.dim)
-    if values is None or values.dtype.kind != "M" or not len(values):
-        return None
-    return float(values.values[-1].astype("datetime64[ns]").astype(np.int64)) / 1e9
+def _latest(ledger: Ledger) -> float | None:
+    """The last time in the results, in seconds since 1970; None where they have no times."""
+    words = ledger.watermark or ""
+    return float(np.datetime64(words, "s").astype(np.int64)) if TIME.match(words) else None
 
 
 @contextmanager

@@ -68,9 +68,10 @@ class Job:
         model = json.loads((run / "model" / "model.json").read_text())
         settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
         key = hashed(model, trained.data.fingerprint, settings)
-        used = trained.model_copy(update={"detection": detection})
+        # Where the store is may have changed since.
+        used = trained.model_copy(update={"detection": detection, "data": workflow.data})
         job = cls(used.model_dump_json(), str(run), str(Path(out).absolute()), key[:16], model["weights"]["sha256"])
-        for source in (trained.data.store, *job.patterns):
+        for source in (workflow.data.store, *job.patterns):
             require_apart(job.out, source)
         return job
 

@@ -128,7 +128,7 @@ def _p_values(plan: Plan, task: Task, detector: Detector, unit: Unit, found: Jud
     inside = None
     if plan.span is not None and not unit.is_new:
         dim = opened.grid.dims[0]
-        covered = plan.span.covers(dim, opened.stretch(0).coordinates[dim].values)
+        covered = plan.span.covers(dim, opened.along[dim].values)
         inside = np.flatnonzero(covered[index // opened.grid.inner_size])
         index, score = index[inside], score[inside]
     p = detector.calibration.p_values(score, groups=_groups(plan, detector, unit, index))

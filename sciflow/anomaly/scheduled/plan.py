@@ -227,7 +227,7 @@ def _part(opened: Opened, path: str, code: int, seen: Seen | None, span: Span | 
 def _within(opened: Opened, span: Span) -> Iterator[str]:
     """Shards with rows in a range."""
     dim, size = opened.grid.dims[0], opened.grid.inner_size
-    coordinate = opened.stretch(0).coordinates.get(dim)
+    coordinate = opened.along.get(dim)
     inside = span.covers(dim, None if coordinate is None else coordinate.values)
     for record in opened.store.manifest.shards:
         split = getattr(opened.store, record.split)

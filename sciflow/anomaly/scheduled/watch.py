@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import zarr
@@ -17,6 +18,9 @@ from sciflow.anomaly.scheduled.axis import Stretch
 from sciflow.anomaly.scheduled.grid import Grid, along
 from sciflow.data.store import Store, is_url, open_store
 from sciflow.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Opened", "manifest_hash", "open_watched", "watched"]
 
@@ -73,6 +77,7 @@ class Opened:
         manifest: Hash of its manifest.
         grid: Of its results.
         places: Hash of its layout and coordinates.
+        along: Coordinates along the dimension that grows.
     """
 
     name: str
@@ -80,11 +85,11 @@ class Opened:
     manifest: str
     grid: Grid
     places: str
+    along: Mapping[str, xr.Variable]
 
     def stretch(self, code: int) -> Stretch:
         """Its positions along the dimension that grows."""
-        dim = self.grid.dims[0]
-        return Stretch(code, self.store.layout.grid_shape[0], along(dim, self.store.coordinates))
+        return Stretch(code, self.store.layout.grid_shape[0], self.along)
 
 
 @lru_cache(maxsize=4)
@@ -105,6 +110,8 @@ def open_watched(name: str, path: str, manifest: str) -> Opened:
         raise StoreError(f"{path}: was written anew meanwhile: it is left for the next run")
     places = {key: value for key, value in store.manifest.files.items() if key.startswith("coordinates/")}
     text = json.dumps([store.layout.to_json(), places], sort_keys=True)
+    coordinates = store.coordinates
+    grid = Grid.of(store.layout, coordinates)
     return Opened(
-        name, store, manifest, Grid.of(store.layout, store.coordinates), hashlib.sha256(text.encode()).hexdigest()
+        name, store, manifest, grid, hashlib.sha256(text.encode()).hexdigest(), along(grid.dims[0], coordinates)
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sciflow.anomaly.scheduled.plan import Plan, Unit
+from sciflow.anomaly.scheduled.sample import sampled
 from sciflow.anomaly.scheduled.tasks import Task
 from sciflow.sections import Detection
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from sciflow.anomaly.drift import Drift
 
 __all__ = ["Judged", "Rows", "judge"]
-
-# Of which the test for drift looks at a part, evenly spaced.
-ROWS_FOR_DRIFT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,6 @@ def judge(
         drift: State of the test for drift.
     """
     found = Judged(online=None if online is None else dict(online))
-    samples = []
     for name in stores:
         units = [unit for unit in plan.parts[name].units if task.failure(unit) is None]
         rows = [_p_values(plan, task, detector, unit, found) for unit in units]
@@ -117,8 +114,7 @@ def judge(
             row.flag[:] = flag[start : start + len(row)]
             found.rows[unit] = row
             start += len(row)
-        samples.append(_sample(plan, task, detector, units, rows, order))
-    _look_for_drift(found, detector, samples, drift)
+    _look_for_drift(found, plan, task, detector, stores, drift)
     return found
 
 
@@ -131,18 +127,18 @@ def _p_values(plan: Plan, task: Task, detector: Detector, unit: Unit, found: Jud
         covered = plan.span.covers(dim, opened.along[dim].values)
         inside = np.flatnonzero(covered[index // opened.grid.inner_size])
         index, score = index[inside], score[inside]
-    p = detector.calibration.p_values(score, groups=_groups(plan, detector, unit, index))
+    p = detector.calibration.p_values(score, groups=_groups(plan, detector, unit.store, index))
     for group, count in p.unknown.items():
         found.unknown[str(group)] = found.unknown.get(str(group), 0) + count
     return Rows(inside, p.p_value, p.extrapolated, np.zeros(len(index), bool))
 
 
-def _groups(plan: Plan, detector: Detector, unit: Unit, index: np.ndarray) -> np.ndarray | None:
+def _groups(plan: Plan, detector: Detector, store: str, index: np.ndarray) -> np.ndarray | None:
     if detector.group is None:
         return None
     from sciflow.anomaly.groups import group_labels
 
-    opened = plan.opened(unit.store)
+    opened = plan.opened(store)
     shape = opened.store.layout.grid_shape
     return group_labels(detector.group, opened.store.coordinates, opened.grid.dims, shape)[index]
 
@@ -179,55 +175,24 @@ def _decide(found: Judged, p_value: np.ndarray, resolution: float, settings: Det
     return decision
 
 
-def _sample(
-    plan: Plan,
-    task: Task,
-    detector: Detector,
-    units: Sequence[Unit],
-    rows: Sequence[Rows],
-    order: np.ndarray | slice,
-) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Scores of new rows, evenly spaced in their order, with their groups, and how many new rows are flagged."""
-    sizes = [len(row) for row in rows]
-    of_unit = np.repeat(np.arange(len(rows)), sizes)
-    picked = np.arange(len(of_unit))[order]
-    picked = picked[np.array([unit.is_new for unit in units], bool)[of_unit[picked]]] if len(units) else picked
-    if len(picked) > ROWS_FOR_DRIFT:
-        picked = picked[np.linspace(0, len(picked) - 1, ROWS_FOR_DRIFT).round().astype(np.int64)]
-    starts = np.cumsum([0, *sizes])
-    scores = np.empty(len(picked))
-    groups = None if detector.group is None else np.empty(len(picked), object)
-    for number, (unit, row) in enumerate(zip(units, rows, strict=True)):
-        mine = np.flatnonzero(of_unit[picked] == number)
-        if len(mine):
-            index, score = task.scores(unit)
-            within = picked[mine] - starts[number]
-            scores[mine] = row.of(score)[within]
-            labels = _groups(plan, detector, unit, row.of(index)[within])
-            if groups is not None and labels is not None:
-                groups[mine] = labels
-    flagged = sum(int(row.flag.sum()) for unit, row in zip(units, rows, strict=True) if unit.is_new)
-    return scores, groups, flagged
-
-
 def _look_for_drift(
-    found: Judged,
-    detector: Detector,
-    samples: Sequence[tuple[np.ndarray, np.ndarray | None, int]],
-    state: Mapping[str, Any] | None,
+    found: Judged, plan: Plan, task: Task, detector: Detector, stores: Sequence[str], state: Mapping[str, Any] | None
 ) -> None:
     from sciflow.anomaly.drift import drift
 
-    scores = np.concatenate([np.empty(0), *(scores for scores, _, _ in samples)])
-    if not np.isfinite(scores).any():
-        return
-    groups = None
-    if detector.group is not None:
-        groups = np.concatenate([labels for _, labels, _ in samples if labels is not None]).astype(str)
-    found.drift = drift(
-        detector.calibration,
-        scores,
-        num_flagged=sum(flagged for _, _, flagged in samples),
-        groups=groups,
-        state=None if state is None else dict(state),
-    )
+    scores, groups, num_flagged = [np.empty(0)], [], 0
+    for name in stores:
+        units = [unit for unit in found.rows if unit.store == name and unit.is_new]
+        places, some = sampled(task, units, plan.opened(name).grid.inner_size)
+        scores.append(some)
+        groups.append(_groups(plan, detector, name, places))
+        num_flagged += sum(int(found.rows[unit].flag.sum()) for unit in units)
+    column = np.concatenate(scores)
+    if np.isfinite(column).any():
+        found.drift = drift(
+            detector.calibration,
+            column,
+            num_flagged=num_flagged,
+            groups=None if detector.group is None else np.concatenate([of for of in groups if of is not None]),
+            state=None if state is None else dict(state),
+        )

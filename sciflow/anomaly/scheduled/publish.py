@@ -44,7 +44,8 @@ def publish(
     from sciflow.anomaly.page import write_detection_page
 
     found = xr.open_zarr(str(folder / "results.zarr"), chunks=None)
-    events = merge_events(_flagged(found, folder), gap=gap)
+    flagged, neighbours = _flagged(found, folder)
+    events = merge_events(flagged, gap=gap, neighbours=neighbours)
     write_events(events, folder)
     write_detection_page(
         folder / "report.html",
@@ -58,18 +59,25 @@ def publish(
     return _named(events)
 
 
-def _flagged(found: xr.Dataset, folder: Path) -> xr.Dataset:
-    """The chunks of the results that have a flag; the others are not even read."""
-    dim = str(found["flag"].dims[0])
-    if dim not in found.coords:
-        return found  # Rows are called by their number.
+def _flagged(found: xr.Dataset, folder: Path) -> tuple[xr.Dataset, tuple[str, ...] | None]:
+    """The part of the results that has flags, and its dimensions with neighbours, if not those that have an order.
+
+    Chunks without a flag are not even there to be read. Rows of a table are nobody's neighbours: the flagged ones do.
+    """
+    flag = found["flag"]
+    dim, size = str(flag.dims[0]), flag.shape[0]
     length = Chunks.of(Results(folder / "results.zarr").grid).length
     place = folder / "results.zarr" / "flag" / "c"
     chunks = sorted(int(entry.name) for entry in place.iterdir()) if place.exists() else []
-    positions = [np.arange(number * length, min((number + 1) * length, found.sizes[dim])) for number in chunks]
-    if len(chunks) * length >= found.sizes[dim]:
-        return found
-    return found.isel({dim: np.concatenate([np.empty(0, np.int64), *positions])})
+    parts = [np.arange(number * length, min((number + 1) * length, size)) for number in chunks]
+    if dim in found.coords:
+        positions = np.concatenate([np.empty(0, np.int64), *parts])
+        return (found if len(positions) == size else found.isel({dim: positions})), None
+    if flag.ndim > 1:
+        return found, None
+    rows = [part[flag.isel({dim: slice(part[0], part[-1] + 1)}).values] for part in parts]
+    positions = np.concatenate([np.empty(0, np.int64), *rows])
+    return found.isel({dim: positions}).assign_coords({dim: positions}), ()
 
 
 def _last(found: xr.Dataset) -> xr.Dataset:

@@ -19,7 +19,7 @@ from sciflow.likelihood import Status
 __all__ = ["ATTRIBUTION", "FIELDS", "Chunks", "Results"]
 
 # Rows of a chunk, a power of two; and bytes of a chunk of attributions, which hold whole events.
-CHUNK_ROWS, CHUNK_BYTES = 1 << 16, 8 << 20
+CHUNK_ROWS, CHUNK_BYTES = 1 << 16, 2 << 20
 # Of every row: dtype, value where there is no event, attributes.
 FIELDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "score": ("float32", np.nan, {"long_name": "score, higher is more anomalous"}),
@@ -59,7 +59,7 @@ class Chunks:
 
         Example:
             >>> Chunks.of(Grid(("row",), (), ("variable",), (32,), {}, frozenset()))
-            Chunks(length=65536, attribution=(65536,))
+            Chunks(length=65536, attribution=(16384,))
         """
         length = 1 << max(0, int(math.log2(max(1, CHUNK_ROWS // max(1, grid.inner_size)))))
         sizes = [length, *grid.inner]

@@ -198,12 +198,14 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="STORE|RUN|SCORES", help="A store, a run, a model, scores or samples.", show_default=False
+            metavar="STORE|RUN|SCORES",
+            help="A store, a run, a model, scores, samples or detections.",
+            show_default=False,
         ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Hold every shard of a store against its hash.")] = False,
 ) -> None:
-    """Say what a store, a run, a model, scores or samples are, in a screenful."""
+    """Say what a store, a run, a model, scores, samples or detections are, in a screenful."""
     from sciflow.inspection import describe
 
     describe(path)
@@ -338,9 +340,7 @@ def detect(
     overrides: Overrides = None,
     start: Annotated[
         str | None,
-        typer.Option(
-            "--from", help="Judge a range anew: from here, 2026-01-31 or a number along the first dimension."
-        ),
+        typer.Option("--from", help="Judge a range anew: from here, 2026-01-31 or a number along the first dimension."),
     ] = None,
     stop: Annotated[str | None, typer.Option("--to", help="The last of the range: 2026-01 is all of January.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,

@@ -141,6 +141,13 @@ class Detection(Section):
     events: Events = Events()
     notify: Notify = Notify()
 
+    @field_validator("score")
+    @classmethod
+    def _is_plain(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | list | None):
+            raise ValueError("a name, {name: options}, or a list of them")
+        return value
+
     @field_validator("stores", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:

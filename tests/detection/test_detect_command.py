@@ -46,7 +46,7 @@ class TestTheExitCode:
         world.come_in(1, odd=True)
         status, out, err = sciflow()
         assert (status, err) == (10, "")
-        assert out.endswith(f"2 rows newly flagged of 12 in 1 shards; 1 event in all: {world.out / 'report.html'}\n")
+        assert out.endswith(f"2 rows newly flagged of 12 in 1 shard; 1 event in all: {world.out / 'report.html'}\n")
         (world.root / "incoming" / "other.zarr").mkdir()
         status, out, err = sciflow()
         assert status == 3
@@ -109,9 +109,23 @@ class TestADryRun:
         sciflow()
         before = contents(world.root / "runs")
         assert sciflow("--dry-run", "--from", "2001-07")[1].startswith(
-            "run 2, from 2001-07 to the end: 3 shards of 1 stores to be judged\n  day001.zarr (again): test/0"
+            "run 2, from 2001-07 to the end: 3 shards of 1 store to be judged\n  day001.zarr (again): test/0"
         )
         assert contents(world.root / "runs") == before
+
+
+class TestInspect:
+    def test_knows_what_was_found(self, world, monkeypatch, capfd):
+        world.come_in(0, odd=True)
+        world.detect()
+        for path in (world.out, world.out / "results.zarr"):
+            monkeypatch.setattr(sys, "argv", ["sciflow", "inspect", str(path)])
+            with pytest.raises(SystemExit):
+                main()
+            said = capfd.readouterr().out
+            assert said.startswith("detections ")
+            assert "flagged      2 of 12 rows" in said
+            assert "day000.zarr" in said
 
 
 class TestMetrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import xarray as xr
@@ -13,6 +14,7 @@ from watched import World, weather
 
 import sciflow as sf
 from sciflow.anomaly.scheduled import tasks
+from sciflow.anomaly.scheduled.detect import detect
 from sciflow.errors import ConfigError, RunError, StoreError
 
 
@@ -187,6 +189,20 @@ class TestAStoreOfAnotherKind:
             world.detect()
 
 
+class TestAPattern:
+    def test_of_a_url_that_cannot_be_listed_is_an_error(self, world):
+        world.detection["stores"] = "nowhere://bucket/*.zarr"
+        with pytest.raises(StoreError, match=r"nowhere://bucket/.*cannot be listed: ValueError: Protocol not known"):
+            world.detect()
+
+    def test_of_a_url_means_what_is_there(self, world):
+        files = fsspec.filesystem("memory")
+        files.put(str(world.come_in(0, odd=True)), "/watched/day000.zarr", recursive=True)
+        shutil.rmtree(world.root / "incoming")
+        world.detection["stores"] = "memory://watched/*.zarr"
+        assert world.detect().flagged == 2
+
+
 class TestAnOutput:
     def test_of_another_version_is_refused(self, world):
         world.come_in(0)
@@ -211,6 +227,14 @@ class TestAnOutput:
         with pytest.raises(StoreError, match=r"something else is there \(thesis.tex\)"):
             world.detect()
         assert contents(world.root / "thesis").keys() == {"thesis.tex"}
+
+    def test_of_another_workflow_is_refused(self, world):
+        world.detection["out"] = str(world.root / "found")
+        world.come_in(0)
+        world.detect()
+        shutil.copytree(world.root / "runs" / "demo", world.root / "runs" / "other")
+        with pytest.raises(RunError, match="holds what was found by the workflow demo"):
+            detect({**world.workflow, "name": "other"}, runs=world.root / "runs", local=True)
 
     def test_is_never_what_is_watched(self, world):
         world.detection["out"] = str(world.root / "t2m.zarr" / "found")

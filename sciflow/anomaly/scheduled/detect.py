@@ -105,6 +105,9 @@ def plan_of(
 
 def _run(job: Job, folder: Folder, span: Span | None, each: Each) -> DetectionRun:
     done = []
+    theirs = folder.ledger.workflow
+    if theirs not in ("", job.settings.name):
+        raise RunError(f"{folder.path}: holds what was found by the workflow {theirs}: choose another detection.out")
     plan = _unfinished(job, folder)
     if plan is not None:
         done.append(carry_out(job, folder, plan, each))

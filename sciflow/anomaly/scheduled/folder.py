@@ -35,7 +35,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+            there = {entry.name for entry in path.glob("[!.]*")} if path.exists() else set()
         except OSError as error:
             raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
         if there - OURS and "current" not in there:
@@ -111,6 +111,9 @@ class Folder:
             with suppress(FileExistsError):
                 (self.path / name).symlink_to(Path("current", name))
         shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.path, self.path / "current"):
+            for file in folder.glob(".*.partial"):
+                file.unlink()  # of a process that was killed
 
     def rewrite(self, ledger: Ledger) -> None:
         """Write the current state anew: a message has been delivered."""

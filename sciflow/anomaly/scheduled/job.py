@@ -69,7 +69,8 @@ class Job:
         settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
         key = hashed(model, trained.data.fingerprint, settings)
         # Where the store is may have changed since.
-        used = trained.model_copy(update={"detection": detection, "data": workflow.data})
+        mine = {"name": workflow.name, "data": workflow.data, "detection": detection}
+        used = trained.model_copy(update=mine)
         job = cls(used.model_dump_json(), str(run), str(Path(out).absolute()), key[:16], model["weights"]["sha256"])
         for source in (workflow.data.store, *job.patterns):
             require_apart(job.out, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from sciflow.anomaly.scheduled.plan import Plan, Unit
 from sciflow.anomaly.scheduled.sample import sampled
 from sciflow.anomaly.scheduled.tasks import Task
+from sciflow.anomaly.scheduled.watch import Opened
 from sciflow.sections import Detection
 
 if TYPE_CHECKING:
@@ -136,11 +138,15 @@ def _p_values(plan: Plan, task: Task, detector: Detector, unit: Unit, found: Jud
 def _groups(plan: Plan, detector: Detector, store: str, index: np.ndarray) -> np.ndarray | None:
     if detector.group is None:
         return None
+    return _labels(plan.opened(store), detector.group)[index]
+
+
+@lru_cache(maxsize=1)
+def _labels(opened: Opened, group: str) -> np.ndarray:
+    """Groups of all rows of a store, kept from one shard to the next."""
     from sciflow.anomaly.groups import group_labels
 
-    opened = plan.opened(store)
-    shape = opened.store.layout.grid_shape
-    return group_labels(detector.group, opened.store.coordinates, opened.grid.dims, shape)[index]
+    return group_labels(group, opened.store.coordinates, opened.grid.dims, opened.store.layout.grid_shape)
 
 
 def _order(places: Sequence[np.ndarray]) -> np.ndarray | slice:

@@ -45,6 +45,7 @@ class Ledger:
     """All that a run has to know of those before it. No time of a clock is in it: the same data give the same file.
 
     Attributes:
+        workflow: Name of the workflow whose results they are; empty before the first run.
         number: Runs so far that had something to do.
         rows: Rows that they judged, each as often as it was judged.
         flagged: Rows that they flagged, and that were not flagged before.
@@ -57,6 +58,7 @@ class Ledger:
         outbox: Messages that have not been delivered, oldest first.
     """
 
+    workflow: str = ""
     number: int = 0
     rows: int = 0
     flagged: int = 0

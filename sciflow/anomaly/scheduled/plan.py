@@ -11,6 +11,7 @@ from typing import Any
 from sciflow.anomaly.scheduled.axis import Axis
 from sciflow.anomaly.scheduled.grid import Grid
 from sciflow.anomaly.scheduled.ledger import Ledger, Seen
+from sciflow.anomaly.scheduled.record import counted
 from sciflow.anomaly.scheduled.span import Span
 from sciflow.anomaly.scheduled.watch import Opened, manifest_hash, open_watched
 from sciflow.errors import LayoutError, SciflowError, StoreError
@@ -114,7 +115,8 @@ class Plan:
 
     def __str__(self) -> str:
         what = "" if self.span is None else f", from {self.start or 'the beginning'} to {self.stop or 'the end'}"
-        lines = [f"run {self.number}{what}: {len(self.units):,} shards of {len(self.parts):,} stores to be judged"]
+        work = f"{counted(len(self.units), 'shard')} of {counted(len(self.parts), 'store')} to be judged"
+        lines = [f"run {self.number}{what}: {work}"]
         for name, part in self.parts.items():
             kind = "new" if part.moved and not part.kept else "changed" if part.is_fresh else "again"
             shown = ", ".join(unit.key for unit in part.units[:MOST_SHOWN])

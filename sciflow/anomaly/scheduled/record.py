@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ANOMALIES", "BOTH", "UNREADABLE", "DetectionRun"]
+__all__ = ["ANOMALIES", "BOTH", "UNREADABLE", "DetectionRun", "counted"]
 
 # Exit codes beside 0, nothing, and 1, a failure.
 UNREADABLE, ANOMALIES, BOTH = 3, 10, 13
@@ -56,9 +56,17 @@ class DetectionRun:
     def __str__(self) -> str:
         if not self.rows:
             return f"nothing new: {self.out} is up to date"
-        what = "row" if self.flagged == 1 else "rows"
-        events = "1 event" if self.events == 1 else f"{self.events:,} events"
         return (
-            f"{self.flagged:,} {what} newly flagged of {self.rows:,} in {self.shards:,} shards; {events} in all: "
-            f"{self.out / 'report.html'}"
+            f"{counted(self.flagged, 'row')} newly flagged of {self.rows:,} in {counted(self.shards, 'shard')}; "
+            f"{counted(self.events, 'event')} in all: {self.out / 'report.html'}"
         )
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, in words.
+
+    Example:
+        >>> counted(1, "row"), counted(2000, "row")
+        ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

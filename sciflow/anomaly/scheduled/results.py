@@ -92,6 +92,12 @@ class Results:
         self.grid = Grid(dims, flag.shape[1:], axes, attribution.shape[len(dims) :], fixed, frozenset(found))
         self.axis = Axis(dims[0], store, position, found)
 
+    @property
+    def chunks(self) -> Chunks:
+        """How they are cut."""
+        score, attribution = (self.group[name].chunks for name in ("score", "attribution"))  # type: ignore[union-attr]
+        return Chunks(score[0], attribution[: len(self.grid.dims)])
+
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A variable at some positions along the first dimension, ``[len(rows), ...]``."""
         array: Any = self.group[name]

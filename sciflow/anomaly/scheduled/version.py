@@ -57,7 +57,7 @@ def write_results(
     for number in range(len(touched)):
         start, stop = number * chunks.length, min((number + 1) * chunks.length, len(axis))
         moved = not np.array_equal(was[start:stop], np.arange(start, stop)) or blank[start:stop].any()
-        if old is not None and not (touched[number] or moved or _was_other(old, stop, chunks.length)):
+        if old is not None and not (touched[number] or moved or _was_other(old, stop, chunks)):
             _share(old.path, path, number, chunks, grid)
         else:
             inside = [source for source in sources if source.bounds[0] < stop and source.bounds[1] >= start]
@@ -66,9 +66,9 @@ def write_results(
     return news
 
 
-def _was_other(old: Results, stop: int, length: int) -> bool:
+def _was_other(old: Results, stop: int, chunks: Chunks) -> bool:
     """Whether the chunk that ends here ended elsewhere."""
-    return min(len(old.axis), -(-stop // length) * length) != stop
+    return old.chunks != chunks or min(len(old.axis), -(-stop // chunks.length) * chunks.length) != stop
 
 
 def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Mapping[str, Any]) -> zarr.Group:

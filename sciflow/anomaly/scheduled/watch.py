@@ -17,7 +17,7 @@ import zarr
 from sciflow.anomaly.scheduled.axis import Stretch
 from sciflow.anomaly.scheduled.grid import Grid, along
 from sciflow.data.store import Store, is_url, open_store
-from sciflow.errors import ConfigError, StoreError
+from sciflow.errors import ConfigError, StoreError, first_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +33,7 @@ def watched(patterns: Sequence[str]) -> dict[str, str]:
 
     Raises:
         ConfigError: Two of them have one name.
+        StoreError: What is at a URL cannot be listed.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
@@ -49,8 +50,12 @@ def _matching(pattern: str) -> list[str]:
         return [pattern if is_url(pattern) else str(Path(pattern).absolute())]
     if not is_url(pattern):
         return sorted(str(Path(path).absolute()) for path in glob.glob(pattern, recursive=True))
-    files, root = fsspec.core.url_to_fs(pattern)
-    return sorted(files.unstrip_protocol(path) for path in files.glob(root))
+    try:
+        files, root = fsspec.core.url_to_fs(pattern)
+        return sorted(files.unstrip_protocol(path) for path in files.glob(root))
+    except Exception as error:
+        # Whatever the package for such URLs raises.
+        raise StoreError(f"{pattern}: cannot be listed: {type(error).__name__}: {first_line(error)}") from None
 
 
 def manifest_hash(path: str) -> str:
@@ -67,7 +72,7 @@ def manifest_hash(path: str) -> str:
         return manifest.to_json()["sha256"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """A store that is watched, with what its results need to be put together with others.
 
@@ -92,7 +97,7 @@ class Opened:
         return Stretch(code, self.store.layout.grid_shape[0], self.along)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def open_watched(name: str, path: str, manifest: str) -> Opened:
     """Open a store, and keep it for the next question.
 

@@ -91,6 +91,7 @@ def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any
     message = _message(job, plan, run, events)
     after = ledger.after(
         run,
+        workflow=job.settings.name,
         rows=ledger.rows + judged.num_rows,
         flagged=ledger.flagged + news,
         watermark=_watermark(stage.axis),

@@ -14,8 +14,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sciflow.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from sciflow import bijections, contexts, diffusion, errors, flows
+    from sciflow import anomaly, bijections, contexts, diffusion, errors, flows
+    from sciflow.anomaly.detector import Detector
     from sciflow.anomaly.scheduled.detect import detect
     from sciflow.data.shard import shard
     from sciflow.data.store import Store, open_store
@@ -29,11 +32,10 @@ if TYPE_CHECKING:
     from sciflow.training.run import Run
     from sciflow.training.train import train
 
-__version__ = "0.1.0"
-
 # Loaded when first used: a script that only reads scores pays for no Ray, and one that only trains for no matplotlib.
 _HOMES = {
     "Density": "sciflow.density",
+    "Detector": "sciflow.anomaly.detector",
     "Fit": "sciflow.training.fit",
     "Likelihood": "sciflow.density",
     "Run": "sciflow.training.run",
@@ -50,15 +52,17 @@ _HOMES = {
     "train": "sciflow.training.train",
     "write_samples": "sciflow.scoring.samples",
 }
-_SUBPACKAGES = ("bijections", "contexts", "diffusion", "errors", "flows")
+_SUBPACKAGES = ("anomaly", "bijections", "contexts", "diffusion", "errors", "flows")
 
 __all__ = [
     "Density",
+    "Detector",
     "Fit",
     "Likelihood",
     "Run",
     "Status",
     "Store",
+    "anomaly",
     "bijections",
     "contexts",
     "detect",

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 
-__all__ = ["family_of", "load", "require_saveable", "save", "sciflow_version", "weights_hash"]
+__all__ = ["family_of", "load", "require_saveable", "save", "weights_hash"]
 
 _FORMAT = "sciflow-model"
 _VERSION = 1
@@ -78,7 +78,7 @@ def save(density: Density, path: str | Path) -> Path:
         "context_columns": density.context_columns,
         "provenance": density.provenance,
         "weights": {"file": _WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
-        "written_by": {"sciflow": sciflow_version(), "torch": torch.__version__},
+        "written_by": {"sciflow": _sciflow_version(), "torch": torch.__version__},
     }
     try:
         sealed = {**description, "sha256": _seal(description)}
@@ -294,8 +294,7 @@ def _no_pickles(path: Path) -> str:
     )
 
 
-def sciflow_version() -> str:
-    """Which sciflow this is; ``"unknown"`` of one that was not installed."""
+def _sciflow_version() -> str:
     try:
         return metadata.version("sciflow")
     except metadata.PackageNotFoundError:  # run from a source tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ __all__ = [
     "PALETTE",
     "Floats",
     "as_array",
+    "cell_edges",
     "joint_limits",
+    "legend_above",
+    "map_stretch",
     "midpoints",
     "new_figure",
+    "on_axis",
     "only_finite",
     "style",
 ]
@@ -78,3 +83,48 @@ def as_array(values: Any) -> Floats:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     return np.asarray(values, dtype=np.float64)
+
+
+def legend_above(figure: Figure, axes: Axes, num_columns: int = 1) -> None:
+    """A legend above the axes, where no curve can hide behind it."""
+    handles, words = axes.get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside upper left", frameon=False, fontsize=9, ncols=num_columns)
+
+
+def on_axis(axis: Any, values: NDArray[Any]) -> Floats:
+    """Values as numbers of an axis; dates and words get their tick labels there."""
+    if np.issubdtype(values.dtype, np.datetime64):
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+        locator = AutoDateLocator()
+        axis.set_major_locator(locator)
+        axis.set_major_formatter(ConciseDateFormatter(locator))
+        return np.asarray(date2num(values), dtype=np.float64)
+    if np.issubdtype(values.dtype, np.timedelta64):
+        return values / np.timedelta64(1, "h")
+    if np.issubdtype(values.dtype, np.number):
+        return values.astype(np.float64)
+    numbers = np.arange(len(values), dtype=np.float64)
+    words = [str(word) for word in values]
+    # As many words as stand beside each other along a page; one above the other there is room for a dozen.
+    most = 12 if axis.axis_name == "y" else int(np.clip(80 / (2 + max(map(len, words), default=0)), 2, 12))
+    step = max(1, -(-len(words) // most))
+    axis.set_ticks(numbers[::step], words[::step])
+    return numbers
+
+
+def cell_edges(axis: Any, centres: NDArray[Any]) -> Floats:
+    """Edges of the cells around centres, as numbers of an axis; see :func:`on_axis`."""
+    numbers = on_axis(axis, centres)
+    if len(numbers) == 1:
+        return np.array([numbers[0] - 0.5, numbers[0] + 0.5])
+    middles = midpoints(numbers)
+    return np.concatenate([[2 * numbers[0] - middles[0]], middles, [2 * numbers[-1] - middles[-1]]])
+
+
+def map_stretch(x: NDArray[Any], y: NDArray[Any], x_name: str, y_name: str) -> float | None:
+    """Length of a degree of latitude in degrees of longitude, in the middle of a map; None where it is no such map."""
+    for values, name, start in ((x, x_name, "lon"), (y, y_name, "lat")):
+        if not name.lower().startswith(start) or not np.issubdtype(values.dtype, np.number) or len(values) < 2:
+            return None
+    return 1 / max(math.cos(math.radians(float(np.mean(y)))), 0.2)

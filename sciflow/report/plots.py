@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sciflow.errors import DataError
 from sciflow.report.drawing import (
@@ -16,8 +14,10 @@ from sciflow.report.drawing import (
     PALETTE,
     Floats,
     as_array,
+    cell_edges,
     joint_limits,
-    midpoints,
+    legend_above,
+    map_stretch,
     new_figure,
     only_finite,
     style,
@@ -106,7 +106,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
             panel.set_xlim(0, 1.03 * last)
         panel.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _legend_above(figure, axes, num_columns=2)
+    legend_above(figure, axes, num_columns=2)
     figure.set_label(label + ".")
     return figure
 
@@ -163,7 +163,7 @@ def log_prob_histogram(groups: Mapping[str, Any]) -> Figure:
         told.append(f"{name}: {len(rows[name]):,} rows{median}")
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
     figure.set_label(f"Distribution of log p. {'; '.join(told)}.")
     return figure
 
@@ -214,10 +214,9 @@ def score_map(
     below, above = bool((finite < low).any()), bool((finite > high).any())
     extend = ("neither", "min", "max", "both")[below + 2 * above]
 
-    height, aspect = 4.4, "auto"
-    degrees = _is_degrees(x, x_name, "lon") and _is_degrees(y, y_name, "lat") and len(x) > 1 and len(y) > 1
-    if degrees:
-        stretch = 1 / max(math.cos(math.radians(float(np.mean(y)))), 0.2)
+    height = 4.4
+    stretch = map_stretch(x, y, x_name, y_name)
+    if stretch is not None:
         height = float(np.clip(5.8 * stretch * np.ptp(y) / np.ptp(x), 2.6, 7.5))
     figure, (axes,) = new_figure(7.4, height)
     style(axes, x_name, y_name)
@@ -225,15 +224,15 @@ def score_map(
 
     colours = colormaps["cividis"].with_extremes(bad=FAINT)
     mesh = axes.pcolormesh(
-        _edges(axes.xaxis, x),
-        _edges(axes.yaxis, y),
+        cell_edges(axes.xaxis, x),
+        cell_edges(axes.yaxis, y),
         np.ma.masked_invalid(values),
         cmap=colours,
         vmin=low,
         vmax=high,
         rasterized=True,
     )
-    axes.set_aspect(stretch if degrees else aspect)  # type: ignore[arg-type]
+    axes.set_aspect("auto" if stretch is None else stretch)
     axes.set_facecolor(FAINT)
     what = title or "value"
     bar = figure.colorbar(mesh, ax=axes, extend=extend, pad=0.02, aspect=30)
@@ -291,36 +290,3 @@ def _loss_limits(training: Floats, validation: Floats) -> tuple[float, float]:
     high = max(float(np.quantile(s, 0.98)) for s in settled)
     room = (high - low) or max(abs(high), 1.0) * 0.1
     return low - 0.12 * room, high + 0.35 * room
-
-
-def _legend_above(figure: Figure, axes: Axes, num_columns: int = 1) -> None:
-    """A legend above the axes, where no curve can hide behind it."""
-    handles, words = axes.get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside upper left", frameon=False, fontsize=9, ncols=num_columns)
-
-
-def _edges(axis: Any, centres: NDArray[Any]) -> Floats:
-    """Edges of the cells around the centres, in the axis' own numbers; dates and words get their tick labels."""
-    if np.issubdtype(centres.dtype, np.datetime64):
-        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
-
-        locator = AutoDateLocator()
-        axis.set_major_locator(locator)
-        axis.set_major_formatter(ConciseDateFormatter(locator))
-        numbers = np.asarray(date2num(centres), dtype=np.float64)
-    elif np.issubdtype(centres.dtype, np.timedelta64):
-        numbers = centres / np.timedelta64(1, "h")
-    elif np.issubdtype(centres.dtype, np.number):
-        numbers = centres.astype(np.float64)
-    else:
-        numbers = np.arange(len(centres), dtype=np.float64)
-        step = max(1, len(centres) // 12)
-        axis.set_ticks(numbers[::step], [str(word) for word in centres[::step]])
-    if len(numbers) == 1:
-        return np.array([numbers[0] - 0.5, numbers[0] + 0.5])
-    middles = midpoints(numbers)
-    return np.concatenate([[2 * numbers[0] - middles[0]], middles, [2 * numbers[-1] - middles[-1]]])
-
-
-def _is_degrees(values: NDArray[Any], name: str, start: str) -> bool:
-    return name.lower().startswith(start) and np.issubdtype(values.dtype, np.number)

@@ -21,12 +21,13 @@ from sciflow.data.files import read_bytes, write_file
 from sciflow.density import Density
 from sciflow.errors import ConfigError, RunError, ShapeError
 from sciflow.kernels import VARIABLE, repeated
-from sciflow.model_file import sciflow_version, weights_hash
+from sciflow.model_file import weights_hash
 from sciflow.scoring.fingerprint import fingerprint
 from sciflow.scoring.labels import labelled_draws
 from sciflow.scoring.options import require_blocks, require_events, sampled
 from sciflow.scoring.output import Output, checked_place, reported
 from sciflow.scoring.process import one_thread, within_memory
+from sciflow.version import __version__
 
 __all__ = ["Drawing"]
 
@@ -291,4 +292,4 @@ def _shown(density: Density, context: Tensor | None) -> str:
 
 
 def _written_by() -> str:
-    return f"sciflow {sciflow_version()}, torch {torch.__version__}"
+    return f"sciflow {__version__}, torch {torch.__version__}"

@@ -1,0 +1,111 @@
+"""Why a row is flagged: what each of its elements adds to the score, and the nearest row that would not be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sciflow.anomaly.scores.base import Score
+from sciflow.density import Density
+
+__all__ = ["attribution", "nearest_typical", "typical_events"]
+
+_MOST_PIECES = 256
+_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_VALUES_AT_A_TIME = 1 << 22
+_BISECTIONS = 30
+
+
+def typical_events(x: Tensor) -> Tensor:
+    """Return what elements of normal rows ``[n, *event_shape]`` usually are: five quantiles, ``[5, *event_shape]``."""
+    flat = x.flatten(1)
+    # Sorted by hand: torch.quantile takes no more than 16 million numbers.
+    ordered = flat.sort(0).values
+    places = [round(share * (len(ordered) - 1)) for share in _QUANTILES]
+    return ordered[places].reshape(-1, *x.shape[1:])
+
+
+def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
+    r"""Return what every element of a row adds to its score.
+
+    .. math:: a_j(x) = s(x) - \min_k s(x_1, \dots, q_{jk}, \dots, x_d)
+
+    how far the score falls when this element alone becomes one of its usual values :math:`q_{jk}`. Of the score
+    :math:`-\log p` it is the surprise at :math:`x_j` given all others,
+    :math:`\max_k \log p(q_{jk} \mid x_{-j}) - \log p(x_j \mid x_{-j})`: elements that contradict each other both have
+    it. Events of more than 256 elements are replaced box by box, and every element of a box gets the same. Scores that
+    know of themselves where a row is odd say so instead, such as the denoising error of a pixel.
+
+    Args:
+        score: Of the detector.
+        x: ``[n, *event_shape]``.
+        context: ``[n, *context_shape]`` or None.
+        typical: ``[k, *event_shape]``, see :func:`typical_events`.
+
+    Returns:
+        ``[n, *event_shape]``, in the unit of the score, float64.
+    """
+    own = score.attribution(x, context)
+    if own is not None:
+        return own
+    boxes = _boxes(x.shape[1:]).to(x.device)
+    num_boxes = int(boxes.max()) + 1
+    before = score(x, context)
+    falls = torch.zeros(len(x), num_boxes, dtype=torch.float64, device=x.device)
+    at_once = max(1, _VALUES_AT_A_TIME // (len(typical) * max(1, x.shape[1:].numel())))
+    for pairs in torch.arange(falls.numel(), device=x.device).split(at_once):
+        rows, some = pairs // num_boxes, pairs % num_boxes
+        inside = boxes == some.reshape(-1, *[1] * boxes.ndim)
+        changed = torch.where(inside[:, None], typical, x[rows][:, None]).flatten(0, 1)
+        of_rows = None if context is None else context[rows].repeat_interleave(len(typical), 0)
+        after = score(changed, of_rows).reshape(len(pairs), len(typical)).nan_to_num(torch.inf).amin(1)
+        falls[rows, some] = (before[rows] - after).nan_to_num(0.0)
+    return falls.clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
+
+
+def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
+    """Return the nearest events on the way to the middle of the noise whose score is usual.
+
+    A row's noise is shortened until the score of what it decodes to is no more than ``usual``: the row is edited as
+    little as the density allows. Rows that are usual stay as they are.
+
+    Args:
+        score: Of the detector.
+        density: What encodes and decodes.
+        x: ``[n, *event_shape]``.
+        context: ``[n, *context_shape]`` or None.
+        usual: A score that normal rows have.
+
+    Returns:
+        ``[n, *event_shape]``; NaN where even the middle is unusual.
+    """
+    with torch.no_grad():
+        z = density.encode(x, context)
+        low = torch.zeros(len(x), dtype=z.dtype, device=z.device)  # share of the noise that is kept
+        high = torch.ones_like(low)
+        over = (slice(None), *[None] * (z.ndim - 1))
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            is_usual = score(density.decode(z * middle[over], context), context) <= usual
+            low, high = torch.where(is_usual, middle, low), torch.where(is_usual, high, middle)
+        edited = density.decode(z * low[over], context)
+        edited = torch.where((score(edited, context) <= usual)[over], edited, torch.nan)
+        return torch.where((score(x, context) <= usual)[over], x, edited)
+
+
+def _boxes(event_shape: torch.Size) -> Tensor:
+    """Number of the box that every element is in, ``[*event_shape]``: boxes as even as can be, 256 at most."""
+    sizes = [1] * len(event_shape)
+    while math.prod(-(-n // size) for n, size in zip(event_shape, sizes, strict=True)) > _MOST_PIECES:
+        # The axis that has most boxes along it.
+        axis = int(np.argmax([-(-n // size) for n, size in zip(event_shape, sizes, strict=True)]))
+        sizes[axis] += 1
+    counts = [-(-n // size) for n, size in zip(event_shape, sizes, strict=True)]
+    along = [torch.arange(n) // size for n, size in zip(event_shape, sizes, strict=True)]
+    number = torch.zeros(tuple(event_shape), dtype=torch.long)
+    for axis, place in enumerate(along):
+        number = number * counts[axis] + place.reshape(-1, *[1] * (len(event_shape) - axis - 1))
+    return number

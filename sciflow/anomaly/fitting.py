@@ -1,0 +1,210 @@
+"""What a detector does with normal rows: holds some out, trains what the score stands on, and fits the score."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sciflow.anomaly.attribution import typical_events
+from sciflow.anomaly.given import Given, Part
+from sciflow.anomaly.overlap import row_hashes, share_known
+from sciflow.anomaly.recipe import default_score
+from sciflow.anomaly.scores import Score, build
+from sciflow.data.layout import Layout
+from sciflow.data.store import Split, Store
+from sciflow.density import Density
+from sciflow.errors import ConfigError, DataError
+from sciflow.families import build as build_density
+from sciflow.training.fit import fit
+
+__all__ = ["Fitted", "fitted"]
+
+# Shares of the rows that judge the training, and that calibrate; of very many rows no more is needed.
+_JUDGE, _CALIBRATE, _MOST = 0.1, 0.2, 20_000
+_LEAST_ROWS = 20
+_ROWS_OF_STORE = 1 << 16
+_SEVERAL = 0.05
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting has made.
+
+    Attributes:
+        score: The score, ready for use.
+        layout: Of the rows; None of arrays.
+        typical: What elements of an event usually are, see :func:`sciflow.anomaly.attribution.typical_events`.
+        hashes: Of the rows that were trained on, or of a sample of them; sorted.
+        copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
+    """
+
+    score: Score
+    layout: Layout | None
+    typical: Tensor
+    hashes: np.ndarray
+    copies: float
+
+    def warn_of_overlap(self, events: Iterable[Any]) -> None:
+        """Warn where rows to calibrate on have been trained on: their scores are too low, and p-values with them."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *map(row_hashes, events)])
+        share = share_known(hashes, self.hashes)
+        if share > self.copies + _SEVERAL:
+            warnings.warn(
+                f"{share:.0%} of the rows to calibrate on are rows that were trained on: their scores are lower than "
+                "those of new rows, so that p-values are too small; calibrate on others",
+                stacklevel=3,
+            )
+
+
+def fitted(
+    rows: Given,
+    score: Any,
+    density: Any,
+    training: Mapping[str, Any],
+    block: int | None,
+    seed: int,
+    progress: bool,
+) -> tuple[Fitted, Iterable[Part]]:
+    """Train, fit the score, and return it with the rows that were held out to calibrate on.
+
+    Args:
+        rows: Normal rows.
+        score: Which is wanted, see :func:`sciflow.anomaly.scores.build`; None for that of the rule.
+        density: What names stand on; None for what they train by themselves.
+        training: Settings of :func:`sciflow.fit`.
+        block: Steps of the first dimension that are held out together.
+        seed: Of the split, of weights and training.
+        progress: Show progress bars.
+
+    Raises:
+        DataError: There are too few rows, or some have missing values.
+    """
+    cut = _of_store(rows.data, seed) if isinstance(rows.data, Store) else _of_rows(rows, block, seed)
+    trained: dict[str, Density] = {}
+
+    def of_family(family: str) -> Density:
+        if family not in trained:
+            trained[family] = _trained(density, family, rows, cut, training, seed, progress)
+        return trained[family]
+
+    made = default_score(of_family, cut.train) if score is None else build(score, of_family)
+    made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
+    dtype = made.densities[0].dtype if made.densities else torch.float32
+    hashes = np.unique(row_hashes(cut.train))
+    layout = None if rows.layout is None else rows.layout
+    found = Fitted(
+        made,
+        layout,
+        typical_events(torch.as_tensor(cut.train, dtype=dtype)),
+        hashes,
+        share_known(row_hashes(cut.judge), hashes),
+    )
+    return found, cut.calibration
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Rows in memory: to train on (of a store a sample of them), to judge by, and, part by part, to calibrate on."""
+
+    train: Any
+    train_context: Any
+    judge: Any
+    judge_context: Any
+    calibration: Iterable[Part]
+
+
+def _of_rows(rows: Given, block: int | None, seed: int) -> _Cut:
+    parts = list(rows.parts())
+    events = np.concatenate([np.asarray(part.events) for part in parts])
+    contexts = None if parts[0].context is None else np.concatenate([np.asarray(part.context) for part in parts])
+    finite = np.isfinite(events).reshape(len(events), -1).all(1)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise DataError(
+            f"{int((~finite).sum()):,} of {len(events):,} rows to fit on have missing or infinite values, the first is "
+            f"row {first}: drop or fill them first"
+        )
+    if len(events) < _LEAST_ROWS:
+        raise DataError(f"{len(events)} rows to fit on: {_LEAST_ROWS} are needed at the least")
+    judge, calibrate, train = _shares(len(events), rows.shape, block, seed)
+
+    def taken(places: np.ndarray) -> Any:
+        return None if contexts is None else contexts[places]
+
+    held = Part(calibrate, events[calibrate], taken(calibrate))
+    return _Cut(events[train], taken(train), events[judge], taken(judge), [held])
+
+
+def _shares(n: int, shape: tuple[int, ...], block: int | None, seed: int) -> tuple[np.ndarray, ...]:
+    """Places of the rows to judge by, to calibrate on, and to train on."""
+    size = 1 if block is None else block * int(np.prod(shape[1:], dtype=np.int64))
+    num_blocks = -(-n // size)
+    if num_blocks < 5:
+        raise DataError(f"{n:,} rows are {num_blocks} blocks of {size:,}: 5 are needed at the least, to hold some out")
+    order = np.random.default_rng([seed, num_blocks]).permutation(num_blocks)
+    num_judge = max(1, min(_MOST // size, round(num_blocks * (_JUDGE if n >= 1000 else 2 * _JUDGE))))
+    num_calibrate = max(1, min(_MOST // size, round(num_blocks * _CALIBRATE)))
+    which = np.full(num_blocks, 2)
+    which[order[:num_judge]] = 0
+    which[order[num_judge : num_judge + num_calibrate]] = 1
+    of_row = which[np.arange(n) // size]
+    return tuple(np.flatnonzero(of_row == part) for part in range(3))
+
+
+def _of_store(store: Store, seed: int) -> _Cut:
+    if not len(store.test):
+        raise DataError(
+            f"{store.path}: no test events to calibrate on: shard it with a share of them, such as --split 0.7,0.1,0.2"
+        )
+    train, judge = (_some(split, seed) for split in (store.train, store.validation))
+    return _Cut(*train, *judge, Given(store, None, store.layout, tuple(store.event_shape)).parts(("test",)))
+
+
+def _some(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """As many events of a split as fit well into memory, and their contexts."""
+    n = len(split)
+    places = np.arange(n)
+    if n > _ROWS_OF_STORE:
+        places = np.sort(np.random.default_rng([seed, n]).choice(n, _ROWS_OF_STORE, replace=False))
+    has_context = split._layout.context_shape is not None
+    return split[places].numpy(), split.context[places].numpy() if has_context else None
+
+
+def _trained(
+    density: Any, family: str, rows: Given, cut: _Cut, training: Mapping[str, Any], seed: int, progress: bool
+) -> Density:
+    """A density, trained: that which is given, or one of a family."""
+    if isinstance(density, Density):
+        if density.provenance:
+            return density
+        made = density
+    elif density is None or isinstance(density, Mapping | str):
+        if isinstance(density, Mapping):
+            model = dict(density)
+        else:
+            model = {"name": density or family}
+        shape = None if cut.train_context is None else tuple(cut.train_context.shape[1:])
+        made = build_density({"seed": seed, **model}, rows.event_shape, shape)
+    else:
+        raise ConfigError(f"Detector: density: a density, a name or {{name: nsf, ...}}; got {density!r:.80}")
+    if isinstance(rows.data, Store):
+        fit(made, rows.data, seed=seed, progress=progress, **training)
+        return made
+    fit(
+        made,
+        cut.train,
+        cut.judge,
+        context=cut.train_context,
+        validation_context=cut.judge_context,
+        seed=seed,
+        progress=progress,
+        **training,
+    )
+    made.layout = None if rows.layout is None else rows.layout.to_json()
+    return made

@@ -1,0 +1,91 @@
+"""Scores of anomalies by name; a new one joins by one file and one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sciflow.anomaly.scores.base import Score
+from sciflow.anomaly.scores.complexity import ComplexityCorrected
+from sciflow.anomaly.scores.denoising_error import DenoisingError
+from sciflow.anomaly.scores.ensemble import Ensemble
+from sciflow.anomaly.scores.latent_norm import LatentNorm
+from sciflow.anomaly.scores.likelihood_ratio import LikelihoodRatio
+from sciflow.anomaly.scores.local_dimension import LocalDimension
+from sciflow.anomaly.scores.negative_log_prob import NegativeLogProb
+from sciflow.anomaly.scores.score_norms import ScoreNorms
+from sciflow.anomaly.scores.typicality import Typicality
+from sciflow.density import Density
+from sciflow.errors import ConfigError, nearest
+
+__all__ = [
+    "SCORES",
+    "ComplexityCorrected",
+    "DenoisingError",
+    "Ensemble",
+    "LatentNorm",
+    "LikelihoodRatio",
+    "LocalDimension",
+    "NegativeLogProb",
+    "Score",
+    "ScoreNorms",
+    "Typicality",
+    "build",
+]
+
+SCORES: dict[str, type[Score]] = {
+    score.name: score
+    for score in (
+        ComplexityCorrected,
+        DenoisingError,
+        Ensemble,
+        LatentNorm,
+        LikelihoodRatio,
+        LocalDimension,
+        NegativeLogProb,
+        ScoreNorms,
+        Typicality,
+    )
+}
+
+
+def build(wanted: Any, density: Callable[[str], Density]) -> Score:
+    """Return the score that is asked for.
+
+    Args:
+        wanted: A score; a density, whose minus log p it is; a name, with options ``{"denoising_error": {"num_draws":
+            8}}``; or several of them, which are put together.
+        density: Gives a trained density of a family, for those that are asked for by name.
+
+    Raises:
+        ConfigError: There is no such score or option, or it cannot be made by its name alone.
+
+    Example:
+        >>> from sciflow.flows import NSF
+        >>> build("nll", lambda family: NSF((2,), num_transforms=1))
+        NegativeLogProb(NSF, method=None)
+    """
+    if isinstance(wanted, Score):
+        return wanted
+    if isinstance(wanted, Density):
+        return NegativeLogProb(wanted)
+    if isinstance(wanted, str):
+        return _named(wanted, {}, density)
+    if isinstance(wanted, Mapping) and len(wanted) == 1:
+        name, options = next(iter(wanted.items()))
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"score {name!r}: give its options as a mapping, such as {{num_draws: 8}}; got {options!r}"
+            )
+        return _named(name, options, density)
+    raise ConfigError(f"score {wanted!r:.80}: give a name ({', '.join(SCORES)}), a score, or a density")
+
+
+def _named(name: Any, options: Mapping[str, Any], density: Callable[[str], Density]) -> Score:
+    if name not in SCORES:
+        raise ConfigError(f"score {name!r:.80}: {nearest(str(name), SCORES)}")
+    kind = SCORES[name]
+    try:
+        return kind(*([] if kind.needs is None else [density(kind.needs)]), **options)
+    except TypeError as error:
+        raise ConfigError(f"score {name!r}: {str(error).partition('__init__() ')[2] or error}") from None

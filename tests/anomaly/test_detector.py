@@ -1,0 +1,355 @@
+"""The detector: three steps, on what users have, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+import sciflow as sf
+from sciflow.anomaly.scores import NegativeLogProb
+from sciflow.errors import ConfigError, DataError, LayoutError, ModelFileError, SciflowError, ShapeError
+
+QUICK = {"max_steps": 60}
+
+
+def rows(n: int = 1000, num_features: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, num_features))
+
+
+@pytest.fixture(scope="module")
+def detector() -> sf.Detector:
+    return sf.Detector(score="nll", training=QUICK).fit(rows(2000), progress=False)
+
+
+@pytest.fixture(scope="module")
+def odd() -> np.ndarray:
+    """Rows, of which the last two are odd: in all of their numbers, and in the third one."""
+    return np.vstack([rows(48, seed=11), [[9.0, 9.0, 9.0], [0.0, 0.0, 12.0]]])
+
+
+def daily(n: int = 800, num_places: int = 4, seed: int = 0) -> xr.DataArray:
+    time = pd.date_range("2019-01-01", periods=n, freq="D")
+    values = rows(n, num_places, seed).astype(np.float32)
+    return xr.DataArray(values, {"time": time, "place": [1.0, 2.0, 3.0, 4.0]}, ("time", "place"), name="t2m")
+
+
+class TestTheThreeSteps:
+    def test_odd_rows_are_flagged_and_others_are_not(self, detector, odd):
+        found = detector.predict(odd, fdr=0.1)
+        assert found.flag.tolist() == [False] * 48 + [True] * 2
+        assert found.p_value.shape == found.score.shape == (50,)
+        assert repr(found).startswith("2 of 50 events flagged at FDR 0.1 (p <= 0.0025); calibration 400 rows")
+
+    def test_p_values_are_those_of_held_out_rows(self, detector, odd):
+        found, calibration = detector.predict(odd), detector.calibration.scores
+        as_high = (calibration >= found.score[:, None]).sum(1)
+        np.testing.assert_allclose(found.p_value, (as_high + 1) / (len(calibration) + 1))
+
+    def test_p_values_of_new_normal_rows_are_uniform(self, detector):
+        p_value = detector.predict(rows(4000, seed=2)).p_value
+        for level in (0.05, 0.2, 0.5, 0.9):
+            # Of one calibration of 400 rows and 4,000 new ones.
+            error = np.sqrt(level * (1 - level) * (1 / 400 + 1 / 4000))
+            assert abs((p_value <= level).mean() - level) < 4 * error
+
+    def test_the_score_does_not_depend_on_the_other_rows(self, detector, odd):
+        alone = np.concatenate([detector.score(row[None]) for row in odd])
+        np.testing.assert_allclose(detector.score(odd), alone, rtol=1e-5)
+
+    def test_decision_function_is_the_score_as_pyod_has_it(self, detector, odd):
+        assert isinstance(detector.decision_function(torch.from_numpy(odd)), np.ndarray)
+        np.testing.assert_array_equal(detector.decision_function(odd), detector.score(odd))
+
+    def test_a_false_alarm_rate_in_place_of_a_false_discovery_rate(self, detector):
+        found = detector.predict(rows(2000, seed=3), false_alarm_rate=0.05)
+        np.testing.assert_array_equal(found.flag, found.p_value <= 0.05)
+        assert "a false-alarm rate of 0.05" in repr(found)
+
+    def test_calibration_on_rows_of_ones_own(self, odd):
+        detector = sf.Detector(score="nll", training=QUICK).fit(rows(), progress=False)
+        detector.calibrate(rows(999, seed=4))
+        assert detector.calibration.rows == 999
+        assert detector.predict(odd).p_value.min() == pytest.approx(1 / 1000)
+
+    def test_the_same_seed_gives_the_same_detector(self, odd):
+        first, second = (sf.Detector(score="nll", seed=3, training=QUICK).fit(rows(300), progress=False) for _ in "ab")
+        np.testing.assert_array_equal(first.score(odd), second.score(odd))
+
+    def test_says_how_many_rows_it_would_need(self, detector):
+        found = detector.predict(rows(100, seed=5))
+        assert "calibrate on 999 rows" in repr(found)
+
+    def test_a_tail_goes_beyond_what_calibration_resolves_and_says_so(self, odd):
+        detector = sf.Detector(score="nll", tail=True, training=QUICK).fit(rows(5000), progress=False)
+        found = detector.predict(odd)
+        assert found.extrapolated[-2:].all()
+        assert (found.p_value[-2:] < detector.calibration.resolution()).all()
+        assert "2 of them by a fitted tail" in repr(found)
+
+
+class TestWhatItTakes:
+    def test_torch_gives_torch(self, detector, odd):
+        found = detector.predict(torch.from_numpy(odd))
+        assert all(
+            isinstance(part, torch.Tensor) for part in (found.score, found.p_value, found.flag, found.attribution)
+        )
+
+    def test_a_table_gives_its_index_and_its_columns(self, odd):
+        table = pd.DataFrame(rows(2000), columns=["u", "v", "t"])
+        detector = sf.Detector(score="nll", training=QUICK).fit(table, progress=False)
+        new = pd.DataFrame(odd, columns=["u", "v", "t"], index=[f"row {k}" for k in range(len(odd))])
+        found = detector.predict(new[["t", "u", "v"]])
+        assert found.flag[found.flag].index.tolist() == ["row 48", "row 49"]
+        assert list(found.attribution.columns) == ["u", "v", "t"]
+        assert found.attribution.loc["row 49"].idxmax() == "t"
+
+    def test_labelled_data_give_their_labels(self):
+        detector = sf.Detector(score="nll", training=QUICK).fit(daily(2000), progress=False)
+        new = daily(30, seed=1).assign_coords(time=pd.date_range("2022-01-01", periods=30, freq="D"))
+        new[7, 2] = 15.0
+        found = detector.predict(new)
+        assert found.flag.dims == ("time",)
+        assert found.flag.time[found.flag].values.tolist() == new.time[7:8].values.tolist()
+        assert found.attribution.dims == ("time", "place")
+        assert int(found.attribution[7].values.argmax()) == 2
+        assert found.attribution[0].isnull().all()
+        whole = found.to_dataset()
+        assert set(whole) == {"score", "p_value", "flag", "extrapolated", "attribution"}
+        assert whole.attrs["rule"] == "FDR 0.1"
+
+    def test_a_store_is_trained_on_by_its_splits_and_calibrated_by_its_test_events(self, tmp_path):
+        store = sf.shard(daily(), tmp_path / "days.zarr", split=(0.6, 0.2, 0.2), progress=False)
+        detector = sf.Detector(score="nll", training=QUICK).fit(store, progress=False)
+        assert detector.calibration.rows == len(store.test)
+        found = detector.predict(str(tmp_path / "days.zarr"))
+        assert found.score.dims == ("time",)
+        by_hand = sf.score(detector.fitted_score.densities[0], store, progress=False).log_prob
+        np.testing.assert_allclose(found.score.values, -by_hand.values, rtol=1e-5)
+
+    def test_rows_given_something_else(self):
+        x = rows(2000, 1)
+        context = rows(2000, 1, seed=1)
+        detector = sf.Detector(score="nll", training={"max_steps": 300}).fit(
+            3 * context + 0.1 * x, context, progress=False
+        )
+        new = np.array([[3.0], [3.0]])
+        found = detector.predict(new, np.array([[1.0], [-1.0]]))
+        assert found.flag.tolist() == [False, True]
+        assert detector.score(new, np.array([1.0])).shape == (2,)
+
+    def test_a_density_that_is_trained_already_stays_as_it_is(self, odd):
+        flow = sf.flows.NSF((3,), num_transforms=1, seed=0)
+        sf.fit(flow, rows(), max_steps=60, progress=False)
+        before = flow.log_prob(odd)
+        for wanted in (flow, NegativeLogProb(flow)):
+            detector = sf.Detector(wanted).fit(rows(seed=7), progress=False)
+            np.testing.assert_allclose(detector.score(odd), -before.double().numpy())
+        named = sf.Detector("nll", density=flow).fit(rows(seed=7), progress=False)
+        np.testing.assert_allclose(named.score(odd), -before.double().numpy())
+
+    def test_names_stand_on_the_family_that_is_asked_for(self):
+        detector = sf.Detector("nll", density={"name": "maf", "num_transforms": 2}, training=QUICK)
+        detector.fit(rows(300), progress=False)
+        assert repr(detector.fitted_score.densities[0]).startswith("MAF")
+
+    def test_rows_without_a_value_have_no_p_value_and_are_not_flagged(self, detector, odd):
+        odd = odd.copy()
+        odd[3] = np.nan
+        found = detector.predict(odd)
+        assert np.isnan(found.p_value[3])
+        assert not found.flag[3]
+        assert "1 without a p-value" in repr(found)
+
+    def test_no_rows_are_no_anomalies(self, detector):
+        assert repr(detector.predict(rows(0))).startswith("0 of 0 events flagged")
+
+
+class TestGroupsAndBlocks:
+    def test_every_season_is_calibrated_by_itself(self):
+        data = daily(1500)
+        data[data.time.dt.season == "JJA"] *= 5
+        detector = sf.Detector("nll", group="season", training=QUICK).fit(data, progress=False)
+        assert detector.calibration.groups == ["DJF", "JJA", "MAM", "SON"]
+        new = daily(1500, seed=1)
+        new[new.time.dt.season == "JJA"] *= 5
+        p_value = detector.predict(new).p_value
+        for season in ("DJF", "JJA"):
+            assert 0.02 < float((p_value[p_value.time.dt.season == season] <= 0.1).mean()) < 0.2
+
+    def test_groups_of_arrays_are_given(self, odd):
+        groups = np.arange(1000) % 2
+        detector = sf.Detector("nll", training=QUICK).fit(rows(), groups=groups, progress=False)
+        assert detector.calibration.groups == [0, 1]
+        found = detector.predict(odd, groups=[0] * 49 + [7])
+        assert np.isnan(found.p_value[-1])
+        assert "groups that the calibration has not seen, 7 (1)" in repr(found)
+
+    def test_blocks_are_held_out_whole(self):
+        detector = sf.Detector("nll", block=10, training=QUICK).fit(daily(), progress=False)
+        assert detector.calibration.kind == "blocks"
+        assert detector.calibration.resolution() == pytest.approx(1 / 17)
+
+    @pytest.mark.parametrize(
+        ("group", "message"), [("seson", "did you mean season"), ("hour", None), ("place", "known|did you mean")]
+    )
+    def test_a_group_is_one_that_there_is(self, group, message):
+        detector = sf.Detector("nll", group=group, training=QUICK)
+        if message is None:
+            with pytest.raises(DataError, match="no time"):
+                detector.fit(rows(100), progress=False)
+        else:
+            with pytest.raises(DataError, match=message):
+                detector.fit(daily(200), progress=False)
+
+
+class TestWhy:
+    def test_what_an_element_adds_is_how_far_the_score_falls_without_it(self, detector, odd):
+        found = detector.predict(odd).attribution
+        assert np.isnan(found[:48]).all()
+        assert found[49].argmax() == 2
+        assert found[49, 2] > 10 * found[49, :2].max()
+
+    def test_numbers_that_contradict_each_other_both_have_it(self):
+        x = rows(3000, 3)
+        x[:, 1] = x[:, 0] + 0.05 * x[:, 1]
+        detector = sf.Detector("nll", training={"max_steps": 400}).fit(x, progress=False)
+        why = detector.explain(np.array([[1.5, -1.5, 0.0]]))[0]
+        assert why[:2].min() > 5 * why[2]
+
+    def test_the_nearest_typical_row_is_near_and_typical(self, detector, odd):
+        edited = detector.nearest_typical(odd[-2:])
+        assert (detector.score(edited) <= np.median(detector.calibration.scores) + 1e-3).all()
+        # On the way to the middle, and no further than it must.
+        assert np.linalg.norm(odd[-2:] - edited, axis=1).max() < np.linalg.norm(odd[-2:], axis=1).max()
+        assert (detector.score((edited + odd[-2:]) / 2) > np.median(detector.calibration.scores)).all()
+        usual = odd[np.argsort(detector.score(odd))[:3]]
+        np.testing.assert_array_equal(detector.nearest_typical(usual), usual.astype(np.float32))
+
+
+class TestDrift:
+    def test_one_odd_row_is_no_drift_and_a_shift_of_all_is(self, detector, odd):
+        assert detector.drift(detector.predict(odd)).verdict == "odd"
+        assert detector.drift(detector.predict(rows(1000, seed=8))).verdict == "quiet"
+        assert detector.drift(detector.predict(1.5 * rows(1000, seed=8))).verdict == "moved"
+
+
+class TestSaving:
+    def test_it_comes_back_as_it_was(self, detector, odd, tmp_path):
+        folder = detector.save(tmp_path / "detector")
+        again = sf.Detector.load(folder)
+        before, after = detector.predict(odd), again.predict(odd)
+        np.testing.assert_array_equal(after.score, before.score)
+        np.testing.assert_array_equal(after.p_value, before.p_value)
+        np.testing.assert_array_equal(after.attribution, before.attribution)
+        assert repr(again) == repr(detector)
+
+    @pytest.mark.parametrize("score", ["typicality", "denoising_error", "score_norms", "local_dimension"])
+    def test_whatever_it_scores_by(self, score, odd, tmp_path):
+        detector = sf.Detector(score, training={"max_steps": 20}).fit(rows(200), progress=False)
+        again = sf.Detector.load(detector.save(tmp_path / "detector"))
+        np.testing.assert_array_equal(again.score(odd), detector.score(odd))
+
+    def test_labels_and_groups_come_along(self, tmp_path):
+        detector = sf.Detector("nll", group="season", training=QUICK).fit(daily(), progress=False)
+        again = sf.Detector.load(detector.save(tmp_path / "detector"))
+        xr.testing.assert_equal(again.predict(daily(9)).p_value, detector.predict(daily(9)).p_value)
+        new = daily(9)
+        new.attrs["units"] = "degC"
+        with pytest.raises(LayoutError, match="units"):
+            again.predict(new)
+
+    def test_there_is_no_pickle_in_it(self, detector, tmp_path):
+        folder = detector.save(tmp_path / "detector")
+        kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+        assert kinds == {".json", ".safetensors"}
+
+    def test_what_is_damaged_is_told(self, detector, tmp_path):
+        folder = detector.save(tmp_path / "detector")
+        numbers = folder / "detector.safetensors"
+        numbers.write_bytes(numbers.read_bytes()[:-1] + b"\x01")
+        with pytest.raises(ModelFileError, match="damaged"):
+            sf.Detector.load(folder)
+        detector.save(folder)  # it may be replaced
+        description = json.loads((folder / "detector.json").read_text())
+        (folder / "detector.json").write_text(json.dumps({**description, "version": 99}))
+        with pytest.raises(ModelFileError, match="version 99"):
+            sf.Detector.load(folder)
+        shutil.rmtree(folder)
+        with pytest.raises(ModelFileError, match="no detector"):
+            sf.Detector.load(folder)
+
+    def test_what_is_no_detector_is_not_replaced(self, detector, tmp_path):
+        (tmp_path / "notes.txt").write_text("keep")
+        with pytest.raises(ModelFileError, match="something else"):
+            detector.save(tmp_path)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"seed": -1}, "seed"),
+            ({"block": 0}, "block"),
+            ({"tail": "yes"}, "tail"),
+            ({"group": 3}, "group"),
+        ],
+    )
+    def test_arguments_out_of_range(self, arguments, message):
+        with pytest.raises(ConfigError, match=message):
+            sf.Detector(**arguments)
+
+    def test_a_score_that_there_is_not(self):
+        with pytest.raises(ConfigError, match="did you mean nll"):
+            sf.Detector("nl").fit(rows(100), progress=False)
+
+    @pytest.mark.parametrize("ask", ["score", "predict", "calibrate", "decision_function", "save", "explain"])
+    def test_before_it_is_fitted(self, ask, tmp_path):
+        with pytest.raises(ConfigError, match="fit"):
+            getattr(sf.Detector(), ask)(tmp_path if ask == "save" else rows(10))
+
+    @pytest.mark.parametrize(
+        ("data", "error"),
+        [
+            (rows(3), DataError),
+            (rows(100)[:, 0], ShapeError),
+            ([["a", "b"]], DataError),
+            (np.full((100, 2), np.nan), DataError),
+            ("there/is/no.zarr", SciflowError),
+            (None, SciflowError),
+        ],
+    )
+    def test_rows_that_cannot_be_fitted_on(self, data, error):
+        with pytest.raises(error):
+            sf.Detector("nll").fit(data, progress=False)
+
+    def test_rows_of_another_shape(self, detector):
+        with pytest.raises(ShapeError, match="3"):
+            detector.predict(rows(10, num_features=4))
+
+    def test_another_context_than_it_knows(self, detector):
+        with pytest.raises(ShapeError, match="context"):
+            detector.predict(rows(10), rows(10, 1))
+
+    def test_labels_that_are_not_one_a_row(self, detector):
+        with pytest.raises(DataError, match="groups"):
+            detector.predict(rows(10), groups=[1, 2])
+
+    def test_calibrating_on_rows_that_were_trained_on_is_warned_of(self):
+        detector = sf.Detector("nll", training=QUICK).fit(rows(), progress=False)
+        with pytest.warns(UserWarning, match="trained on"):
+            detector.calibrate(rows())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            detector.calibrate(rows(seed=9))
+
+    @pytest.mark.parametrize("level", [0, 1, -0.1, "much"])
+    def test_a_level_that_is_none(self, detector, odd, level):
+        with pytest.raises(ConfigError, match="fdr"):
+            detector.predict(odd, fdr=level)

@@ -1,0 +1,291 @@
+"""What every score of anomalies owes, and that each says what it means to: against densities that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from analytic import Gaussian, GaussianMixture
+
+import sciflow as sf
+from sciflow.anomaly.scores import (
+    SCORES,
+    ComplexityCorrected,
+    DenoisingError,
+    Ensemble,
+    LatentNorm,
+    LikelihoodRatio,
+    LocalDimension,
+    NegativeLogProb,
+    ScoreNorms,
+    Typicality,
+    build,
+)
+from sciflow.diffusion import schedule
+from sciflow.errors import ConfigError, DataError, ShapeError
+
+EDM = schedule("edm")
+
+
+def known(truth: GaussianMixture) -> sf.diffusion.Diffusion:
+    """A diffusion model whose denoiser is exact."""
+
+    def denoise(x, t, context=None):
+        return truth.denoise(x.double(), t.double(), EDM).to(x.dtype)
+
+    return sf.diffusion.Diffusion.from_denoiser(denoise, (truth.means.shape[1],), EDM).double()
+
+
+def flow(num_features: int = 3) -> sf.flows.NSF:
+    """A flow that is the identity, of a standard normal."""
+    return sf.flows.NSF((num_features,), num_transforms=1, preprocess="none", seed=0).double()
+
+
+def normal_rows(n: int = 500, num_features: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, num_features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+STANDARD = Gaussian(torch.zeros(3), torch.eye(3))
+EVERY = {
+    "nll": lambda: NegativeLogProb(flow()),
+    "nll by an ode": lambda: NegativeLogProb(known(STANDARD), method="ode"),
+    "typicality": lambda: Typicality(flow()),
+    "latent_norm": lambda: LatentNorm(flow()),
+    "likelihood_ratio": lambda: LikelihoodRatio(flow(), wide(3)),
+    "complexity_corrected": lambda: ComplexityCorrected(flow()),
+    "local_dimension of a flow": lambda: LocalDimension(flow()),
+    "local_dimension of a diffusion": lambda: LocalDimension(known(STANDARD)),
+    "denoising_error": lambda: DenoisingError(known(STANDARD)),
+    "score_norms": lambda: ScoreNorms(known(STANDARD)),
+    "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD))]),
+}
+
+
+def wide(num_features: int) -> sf.flows.NSF:
+    """A normal of standard deviation 3."""
+    made = sf.flows.NSF((num_features,), num_transforms=1, seed=0).double()
+    made.fit_preprocessing(3 * normal_rows(20_000, num_features, seed=1))
+    return made.eval()
+
+
+@pytest.fixture(params=EVERY, scope="module")
+def score(request):
+    return EVERY[request.param]().fit(normal_rows(), reference=normal_rows(seed=2))
+
+
+class TestEveryScore:
+    def test_is_one_number_a_row(self, score):
+        assert score(normal_rows(6)).shape == (6,)
+        assert score(normal_rows(6).reshape(2, 3, 3)).shape == (2, 3)
+        assert score(normal_rows(0)).shape == (0,)
+        assert score(normal_rows(6)).dtype == torch.float64
+
+    def test_depends_on_the_row_alone(self, score):
+        rows = torch.cat([normal_rows(5), 8 * normal_rows(5, seed=3)])
+        together, alone = score(rows), torch.cat([score(row[None]) for row in rows])
+        torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(score(rows.flip(0)).flip(0), together, rtol=1e-8, atol=1e-8)
+
+    def test_is_higher_far_from_what_is_normal(self, score):
+        usual, odd = score(normal_rows(200, seed=4)), score(normal_rows(200, seed=5) * 2 + 6)
+        assert (odd[:, None] > usual).double().mean() > 0.97
+
+    def test_has_no_value_for_rows_without_one(self, score):
+        rows = normal_rows(3)
+        rows[0, 1], rows[2, 0] = math.nan, math.inf
+        assert score(rows).isnan().tolist() == [True, False, True]
+
+    def test_is_the_same_again(self, score):
+        assert torch.equal(score(normal_rows(9)), score(normal_rows(9)))
+
+    def test_takes_what_others_have(self, score):
+        rows = normal_rows(4)
+        torch.testing.assert_close(score(rows.numpy()), score(rows), rtol=1e-8, atol=1e-8)
+
+    def test_refuses_rows_of_another_shape(self, score):
+        with pytest.raises(ShapeError):
+            score(normal_rows(4, num_features=2))
+
+    def test_refuses_text(self, score):
+        with pytest.raises(DataError):
+            score([["a", "b", "c"]])
+
+    def test_leaves_no_graph_and_no_mode_behind(self, score):
+        for density in score.all_densities():
+            density.train()
+        assert not score(normal_rows(2).requires_grad_()).requires_grad
+        assert all(density.training for density in score.all_densities())
+
+
+@pytest.mark.parametrize("name", ["typicality", "complexity_corrected", "local_dimension", "ensemble"])
+def test_a_score_that_has_to_look_at_normal_rows_says_so(name):
+    with pytest.raises(ConfigError, match="fit"):
+        EVERY[next(key for key in EVERY if key.startswith(name))]()(normal_rows(3))
+
+
+class TestNegativeLogProb:
+    def test_is_minus_log_p_in_the_units_of_the_data(self):
+        rows = normal_rows(9)
+        expected = -STANDARD.log_prob(rows)
+        torch.testing.assert_close(NegativeLogProb(flow())(rows), expected)
+        by_ode = NegativeLogProb(known(STANDARD), method="ode", tolerance=1e-6)
+        torch.testing.assert_close(by_ode(rows), expected, rtol=0, atol=1e-4)
+
+    def test_of_a_condition_is_that_of_the_condition(self):
+        model = sf.flows.NSF((2,), context_shape=(1,), num_transforms=1, seed=0)
+        score = NegativeLogProb(model)
+        rows, contexts = torch.zeros(4, 2), torch.linspace(-1, 1, 4)[:, None]
+        torch.testing.assert_close(score(rows, contexts), -model.log_prob(rows, contexts).double())
+        assert score(rows, contexts[0]).shape == (4,)
+
+
+class TestTypicality:
+    def test_the_most_likely_event_of_many_numbers_is_odd(self):
+        rows = normal_rows(2000, 50)
+        score = Typicality(flow(50)).fit(rows)
+        usual = score(normal_rows(100, 50, seed=1))
+        assert score(torch.zeros(1, 50)).item() > usual.max()
+        assert NegativeLogProb(flow(50))(torch.zeros(1, 50)).item() < NegativeLogProb(flow(50))(rows).min()
+
+
+class TestLikelihoodRatio:
+    def test_is_the_logarithm_of_the_ratio(self):
+        rows, width = normal_rows(9), torch.full((3,), 3.0, dtype=torch.float64)
+        wider = torch.distributions.Normal(0, width).log_prob(rows).sum(1)
+        expected = wider - STANDARD.log_prob(rows)
+        torch.testing.assert_close(LikelihoodRatio(flow(), wide(3))(rows), expected, rtol=0, atol=0.1)
+
+    def test_refuses_a_background_of_other_events(self):
+        with pytest.raises(ShapeError, match="background"):
+            LikelihoodRatio(flow(3), flow(2))
+
+
+class TestDenoisingError:
+    def test_of_a_normal_density_is_what_it_must_be(self):
+        # The mean error of x + k e is |k^2 x|^2 + d k^2 over (1 + k^2)^2, with noise averaged out.
+        score = DenoisingError(known(STANDARD), num_levels=1, num_draws=400).fit(normal_rows(2000))
+        rows = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.float64)
+        level = 0.1
+        expected = (level**4 * rows.square().sum(1) + 3 * level**2) / (1 + level**2) ** 2 / 3
+        torch.testing.assert_close(score._errors(rows, None)[:, 0], expected, rtol=0.15, atol=0)
+
+    def test_knows_which_element_is_odd(self):
+        mixture = Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 0.01, 1.0])))
+        score = DenoisingError(known(mixture)).fit(mixture.sample(500, torch.Generator().manual_seed(0)))
+        rows = torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64)
+        found = score.attribution(rows, None)
+        assert found.argmax().item() == 1
+        torch.testing.assert_close(found.sum(1), score(rows))
+
+    def test_stands_on_a_diffusion(self):
+        with pytest.raises(ConfigError, match="Diffusion"):
+            DenoisingError(flow())
+
+
+class TestScoreNorms:
+    def test_are_those_of_a_normal_density(self):
+        score = ScoreNorms(known(STANDARD), num_levels=3)
+        rows = normal_rows(5)
+        levels = torch.tensor([0.02, 0.2, 2.0], dtype=torch.float64)
+        expected = (levels * rows.norm(dim=1, keepdim=True) / (1 + levels**2)).log()
+        torch.testing.assert_close(score._log_norms(rows, None), expected, rtol=0, atol=1e-6)
+
+
+class TestLocalDimension:
+    def test_of_a_thin_plane_is_two(self):
+        thin = Gaussian(torch.zeros(3), torch.diag(torch.tensor([1.0, 1.0, 1e-8])))
+        rows = thin.sample(20, torch.Generator().manual_seed(0))
+        found = LocalDimension(known(thin)).dimension(rows)
+        # The term of the score adds what is left of it: |k^2 x / (1 + k^2)|^2 / k^2, next to nothing.
+        torch.testing.assert_close(found, torch.full_like(found, 2.0), rtol=0, atol=0.05)
+
+    def test_of_a_flow_and_of_a_diffusion_of_the_same_density_agree(self):
+        rows, noise = normal_rows(9), 0.3
+        by_map = LocalDimension(flow(), noise).dimension(rows)
+        by_denoiser = LocalDimension(known(STANDARD), noise).dimension(rows)
+        torch.testing.assert_close(by_map, torch.full_like(by_map, 3 / (1 + noise**2)))
+        # That of a diffusion has a term of the score.
+        of_score = noise**2 * rows.square().sum(1) / (1 + noise**2) ** 2
+        torch.testing.assert_close(by_denoiser, by_map + of_score, rtol=0, atol=1e-6)
+
+    def test_finds_a_likely_row_of_few_dimensions_odd(self):
+        # A plane, and a line along it on which the density is higher.
+        plane = torch.diag(torch.tensor([1.0, 1.0, 1e-6]))
+        line = torch.diag(torch.tensor([1e-6, 0.3, 1e-6]))
+        both = GaussianMixture(torch.tensor([1.0, 1e-3]), torch.zeros(2, 3), torch.stack([plane, line]))
+        model = known(both)
+        generator = torch.Generator().manual_seed(0)
+        usual = Gaussian(torch.zeros(3), plane).sample(400, generator)
+        usual = usual[usual[:, 0].abs() > 0.05]
+        odd = Gaussian(torch.zeros(3), line).sample(50, generator)
+        score = LocalDimension(model).fit(usual)
+        by_likelihood = NegativeLogProb(model, method="ode", tolerance=1e-2)
+        ranks = [(s(odd)[:, None] > s(usual)).double().mean().item() for s in (score, by_likelihood)]
+        assert ranks[0] > 0.95
+        assert ranks[1] < 0.5
+
+
+class TestComplexityCorrected:
+    def test_takes_off_what_a_compressor_explains(self):
+        generator = np.random.default_rng(0)
+        usual = torch.from_numpy(generator.normal(size=(200, 256)))
+        score = ComplexityCorrected(flow(256)).fit(usual)
+        flat = torch.zeros(1, 256, dtype=torch.float64)
+        assert NegativeLogProb(flow(256))(flat).item() < NegativeLogProb(flow(256))(usual).min()
+        assert score(flat).item() > score(usual).max()
+
+
+class TestEnsemble:
+    def test_does_not_mind_units(self):
+        class Scaled(NegativeLogProb):
+            def _scores(self, x, context):
+                return 1e6 * super()._scores(x, context) - 1e7
+
+        rows, held, new = normal_rows(), normal_rows(seed=1), normal_rows(50, seed=2)
+        plain = Ensemble([NegativeLogProb(flow()), LatentNorm(flow())]).fit(rows, reference=held)
+        scaled = Ensemble([Scaled(flow()), LatentNorm(flow())]).fit(rows, reference=held)
+        torch.testing.assert_close(plain(new), scaled(new), rtol=1e-6, atol=1e-6)
+
+    def test_hears_a_member_that_is_alarmed(self):
+        class First(NegativeLogProb):
+            def _scores(self, x, context):
+                return x[:, 0].abs()
+
+        class Second(NegativeLogProb):
+            def _scores(self, x, context):
+                return x[:, 1].abs()
+
+        for combine in ("mean", "max"):
+            score = Ensemble([First(flow()), Second(flow())], combine).fit(normal_rows(), reference=normal_rows(seed=1))
+            odd = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]], dtype=torch.float64)
+            assert (score(odd)[:, None] > score(normal_rows(200, seed=2))).double().mean() > 0.95
+
+    @pytest.mark.parametrize("members", [[], "nll", [1]])
+    def test_is_made_of_scores(self, members):
+        with pytest.raises(ConfigError):
+            Ensemble(members)
+
+
+class TestByName:
+    def test_every_name_is_that_of_its_score(self):
+        assert all(SCORES[name].name == name for name in SCORES)
+
+    def test_options_go_with_the_name(self):
+        made = build({"denoising_error": {"num_draws": 8}}, lambda family: known(STANDARD))
+        assert made.arguments["num_draws"] == 8
+
+    @pytest.mark.parametrize(
+        ("wanted", "message"),
+        [
+            ("nnl", "did you mean nll"),
+            ({"nll": 3}, "mapping"),
+            ({"denoising_error": {"draws": 3}}, "draws"),
+            (3, "give a name"),
+            ("likelihood_ratio", "background"),
+        ],
+    )
+    def test_what_is_not_there_is_told(self, wanted, message):
+        with pytest.raises(ConfigError, match=message):
+            build(wanted, lambda family: known(STANDARD) if family == "diffusion" else flow())

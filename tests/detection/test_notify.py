@@ -127,6 +127,7 @@ class TestTheWebhook:
         assert len(hook.got) == 2
         assert len(set(hook.asked)) == 1
         assert done.exit_code == 10
+        assert str(done).startswith("2 rows flagged by a run that had no time to say so")
         changed = contents(world.current)
         assert {name for name in before if before[name] != changed[name]} == {"state.json"}
         assert world.detect().exit_code == 0

@@ -15,7 +15,7 @@ from watched import World, weather
 import sciflow as sf
 from sciflow.anomaly.scheduled import tasks
 from sciflow.anomaly.scheduled.detect import detect
-from sciflow.errors import ConfigError, RunError, StoreError
+from sciflow.errors import ConfigError, ModelFileError, RunError, StoreError
 
 
 def scored(monkeypatch) -> list[str]:
@@ -263,6 +263,9 @@ class TestAnOutput:
         assert world.detect().flagged == 2
 
     def test_needs_a_trained_run(self, world):
+        (world.root / "runs" / "demo" / "model" / "model.json").write_text("{")
+        with pytest.raises(ModelFileError, match="damaged: restore it, or train again"):
+            world.detect()
         shutil.rmtree(world.root / "runs" / "demo" / "model")
         with pytest.raises(RunError, match="training has not ended"):
             world.detect()

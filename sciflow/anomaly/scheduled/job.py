@@ -17,7 +17,7 @@ from sciflow.anomaly.scheduled.folder import Folder
 from sciflow.config import Workflow
 from sciflow.data.place import require_apart
 from sciflow.data.store import is_url, open_store
-from sciflow.errors import ConfigError, RunError
+from sciflow.errors import ConfigError, ModelFileError, RunError
 from sciflow.training.run import Run, require_ended
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Job:
 
         Raises:
             ConfigError: The output is no folder of a file system.
+            ModelFileError: Its model is damaged.
             RunError: There is no run, or its training has not ended.
             StoreError: The output would lie in a store.
         """
@@ -65,7 +66,7 @@ class Job:
         out = detection.out or str(run / "detections")
         if is_url(out):
             raise ConfigError(f"detection.out: {out}: a folder of a file system that all nodes see, not a URL")
-        model = json.loads((run / "model" / "model.json").read_text())
+        model = _description(str(run))
         settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
         key = hashed(model, trained.data.fingerprint, settings)
         # Where the store is may have changed since.
@@ -94,7 +95,7 @@ class Job:
     @property
     def layout(self) -> dict[str, Any]:
         """Of the events that the model was trained on."""
-        layout: dict[str, Any] = json.loads((Path(self.run) / "model" / "model.json").read_text())["layout"]
+        layout: dict[str, Any] = _description(self.run)["layout"]
         return layout
 
     def prepare(self) -> Detector:
@@ -136,6 +137,17 @@ class Job:
     def open(self) -> Detector:
         """The detector that is there, kept from one shard to the next."""
         return _opened(str(Path(self.out, "detector", self.key)))
+
+
+def _description(run: str) -> dict[str, Any]:
+    """What a run's model says of itself."""
+    file = Path(run, "model", "model.json")
+    try:
+        description: dict[str, Any] = json.loads(file.read_text())
+        _ = description["layout"], description["weights"]["sha256"]
+        return description
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelFileError(f"{file}: damaged: restore it, or train again") from None
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,7 @@ def _last(found: xr.Dataset) -> xr.Dataset:
 def _named(events: pd.DataFrame) -> list[dict[str, Any]]:
     columns = [events[name].tolist() for name in ("id", "peak", "p_value", "cells")]
     return [
-        {"id": name, "peak": peak, "p_value": p_value, "rows": rows}
+        # JSON has no infinity.
+        {"id": name, "peak": peak if math.isfinite(peak) else None, "p_value": p_value, "rows": rows}
         for name, peak, p_value, rows in zip(*columns, strict=True)
     ]

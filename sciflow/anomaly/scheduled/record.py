@@ -55,6 +55,8 @@ class DetectionRun:
 
     def __str__(self) -> str:
         if not self.rows:
+            if self.flagged:
+                return f"{counted(self.flagged, 'row')} flagged by a run that had no time to say so: {self.out}"
             return f"nothing new: {self.out} is up to date"
         return (
             f"{counted(self.flagged, 'row')} newly flagged of {self.rows:,} in {counted(self.shards, 'shard')}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -231,8 +230,8 @@ def _attributes(
         "calibration_rows": detector.calibration.rows,
         "model": job.model,
         "calibration": detector.calibration.fingerprint,
-        "threshold": math.nan if judged.threshold is None else judged.threshold,
-        "note": " ".join(judged.notes),
+        **({} if judged.threshold is None else {"threshold": judged.threshold}),
+        **({"note": " ".join(judged.notes)} if judged.notes else {}),
         "stores": [names.get(code, "") for code in range(max(names) + 1)],
         "detectors": [" ".join(f"{name}={value}" for name, value in sorted(one.items())) for one in detectors],
     }
@@ -254,13 +253,12 @@ def _notes(judged: Judged, ledger: Ledger, mine: dict[str, str]) -> list[str]:
 def _message(job: Job, plan: Plan, run: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
     """What is to be told. Its key is that of the work, not of the moment: who hears of it twice can tell."""
     work = [[unit.store, unit.key, unit.sha256] for unit in plan.units]
-    top = sorted(events, key=lambda event: -event["peak"])[:MOST_EVENTS_TOLD]
     return {
         "key": hashed(job.settings.name, job.key, plan.number, work)[:32],
         "workflow": job.settings.name,
         **{name: run[name] for name in ("number", "stores", "rows", "flagged", "drift", "has_moved", "unreadable")},
         "num_events": len(events),
-        "events": top,
+        "events": events[:MOST_EVENTS_TOLD],
         "told": False,
     }
 

@@ -19,6 +19,7 @@ from sciflow.version import __version__ as __version__
 if TYPE_CHECKING:
     from sciflow import anomaly, bijections, contexts, diffusion, errors, flows
     from sciflow.anomaly.detector import Detector
+    from sciflow.anomaly.scheduled.detect import detect
     from sciflow.data.shard import shard
     from sciflow.data.store import Store, open_store
     from sciflow.density import Density, Likelihood, Status
@@ -40,6 +41,7 @@ _HOMES = {
     "Run": "sciflow.training.run",
     "Status": "sciflow.density",
     "Store": "sciflow.data.store",
+    "detect": "sciflow.anomaly.scheduled.detect",
     "distill_to_flow": "sciflow.training.distill_to_flow",
     "fit": "sciflow.training.fit",
     "interpolate": "sciflow.interpolation",
@@ -63,6 +65,7 @@ __all__ = [
     "anomaly",
     "bijections",
     "contexts",
+    "detect",
     "diffusion",
     "distill_to_flow",
     "errors",

@@ -66,7 +66,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="""Density estimation on sharded scientific data: `shard` a file, `train` a flow on Ray, `score` every event.
+    help="""Density estimation on sharded scientific data: `shard` a file, `train` a flow on Ray, `score` every event,
+    `detect` what is odd in new ones.
 
     A first run:
 
@@ -122,7 +123,13 @@ def shard(
         str | None, typer.Option(help="Steps from one window to the next: time=12. Default: no overlap.")
     ] = None,
     context: Annotated[str | None, typer.Option(help="Variables that events are conditioned on.")] = None,
-    split: Annotated[str, typer.Option(help="Shares of training, validation and test.")] = "0.8,0.1,0.1",
+    like: Annotated[
+        str | None,
+        typer.Option(help="A store that is there: new data are laid out as its own, to be scored and not trained on."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Shares of training, validation and test; by default 0.8,0.1,0.1.")
+    ] = None,
     split_by: Annotated[
         str | None,
         typer.Option(
@@ -130,10 +137,10 @@ def shard(
         ),
     ] = None,
     missing: Annotated[
-        str, typer.Option(help="What becomes of missing values: error, drop (the event) or fill.")
-    ] = "error",
+        str | None, typer.Option(help="What becomes of missing values: error (by default), drop (the event) or fill.")
+    ] = None,
     fill_value: Annotated[float | None, typer.Option(help="What to fill with; the variable's mean by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str | None, typer.Option(help="float32 (by default) or float64.")] = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Events in a training shard; by default 64 MiB of them, or a sixteenth of all.")
     ] = None,
@@ -150,6 +157,8 @@ def shard(
         sciflow shard era5.nc era5.zarr --variables t2m --event time=24 --sample latitude,longitude
 
         sciflow shard stars.csv stars.zarr --variables mean,deviation,skewness --missing drop
+
+        sciflow shard era5_today.nc incoming/today.zarr --like era5.zarr
     """
     from sciflow.data.shard import shard as write_store
 
@@ -164,12 +173,13 @@ def shard(
         sample=_names(sample),
         stride=_strides(stride),
         context=_names(context) or (),
-        split=_shares(split),
+        split=None if split is None else _shares(split),
         split_by=by,
         split_block=block,
         missing=missing,  # type: ignore[arg-type]
         fill_value=fill_value,
         dtype=dtype,
+        like=like,
         shard_rows=shard_rows,
         seed=seed,
         num_writers=writers,
@@ -177,7 +187,10 @@ def shard(
         progress=not quiet,
     )
     typer.echo(repr(store))
-    typer.echo(f"next: sciflow inspect {sources[-1]}, or train on it: data.store in a workflow file")
+    if like is None:
+        typer.echo(f"next: sciflow inspect {sources[-1]}, or train on it: data.store in a workflow file")
+    else:
+        typer.echo("next: sciflow detect WORKFLOW, which looks at the stores that detection.stores names")
 
 
 @app.command()
@@ -185,12 +198,14 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="STORE|RUN|SCORES", help="A store, a run, a model, scores or samples.", show_default=False
+            metavar="STORE|RUN|SCORES",
+            help="A store, a run, a model, scores, samples or detections.",
+            show_default=False,
         ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Hold every shard of a store against its hash.")] = False,
 ) -> None:
-    """Say what a store, a run, a model, scores or samples are, in a screenful."""
+    """Say what a store, a run, a model, scores, samples or detections are, in a screenful."""
     from sciflow.inspection import describe
 
     describe(path)
@@ -215,6 +230,10 @@ def check(
     if keys:
         typer.echo(explained(loaded))
     chosen, num_rows = check_workflow(loaded, str(workflow))
+    if loaded.detection.score is not None or loaded.detection.calibration.group is not None:
+        from sciflow.anomaly.scheduled.check import check as check_detection
+
+        check_detection(chosen, str(workflow))
     rows = f"{num_rows:,} training events of {chosen.data.store}"
     typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model['name']} on {rows}")
 
@@ -313,6 +332,64 @@ def score(
     )
     path = _short(scores)
     typer.echo(f"scores: {path}; open with xarray.open_zarr('{path}')")
+
+
+@app.command()
+def detect(
+    workflow: Workflow,
+    overrides: Overrides = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Judge a range anew: from here, 2026-01-31 or a number along the first dimension."),
+    ] = None,
+    stop: Annotated[str | None, typer.Option("--to", help="The last of the range: 2026-01 is all of January.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Wait for another run that is at work on the same results.")
+    ] = 0.0,
+    address: Address = None,
+    runs: Runs = Path("runs"),
+    local: Annotated[bool, typer.Option("--local", help="Work in this process, without Ray.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge what is new in the stores that a workflow watches: what a scheduler calls, as often as it likes.
+
+    Results, events and a report are in runs/NAME/detections. Nothing is judged twice; a run that was killed goes on
+    with the same command. Exit code: 0 nothing, 10 anomalies, 3 an input that could not be read (the rest is done),
+    13 both, 1 a failure.
+
+        sciflow shard era5_today.nc incoming/today.zarr --like era5.zarr
+
+        sciflow detect workflow.yaml detection.stores=incoming/*.zarr
+
+        sciflow detect workflow.yaml --from 2026-01 --to 2026-02
+    """
+    from sciflow.anomaly.scheduled.detect import detect as detect_new
+    from sciflow.anomaly.scheduled.detect import plan_of
+
+    given = overrides or []
+    if dry_run:
+        typer.echo(str(plan_of(workflow, given, start=start, stop=stop, runs=runs)))
+        return
+    run = detect_new(
+        workflow,
+        given,
+        start=start,
+        stop=stop,
+        address=address,
+        local=local,
+        wait=wait,
+        runs=runs,
+        progress=not quiet,
+    )
+    for words in run.unreadable:
+        _say(f"left for the next run: {words}")
+    for note in run.notes:
+        _say(f"note: {note}")
+    if run.drift is not None:
+        typer.echo(run.drift)
+    typer.echo(str(run))
+    sys.exit(run.exit_code)
 
 
 @app.command()

@@ -6,16 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ValidationError
 
 from sciflow.errors import ConfigError, nearest
+from sciflow.sections import Cluster, Data, Detection, Scoring, Section, Training, Workflow
 
 __all__ = [
     "Cluster",
     "Data",
+    "Detection",
     "Scoring",
     "Section",
     "Training",
@@ -28,97 +30,8 @@ __all__ = [
 ]
 
 
-class Section(BaseModel):
-    """A part of the workflow file; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``batch_size: true``, which would be read as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a number or a text, not true or false")
-        return value
-
-
-class Data(Section):
-    """Where the events are."""
-
-    store: str = Field(min_length=1, description="A store that sciflow shard wrote: a folder or a URL.")
-    fingerprint: str | None = Field(
-        default=None, description="Hash of its events; taken down when a run begins, and checked."
-    )
-
-
-class Training(Section):
-    """How a density is trained. What is left out is chosen by a rule from the number of training events."""
-
-    batch_size: int | None = Field(default=None, ge=1, description="Events in a global batch, over all workers.")
-    max_steps: int | None = Field(default=None, ge=1, description="Steps of the optimiser, at most.")
-    max_epochs: int | None = Field(default=None, ge=1, description="Passes over the training events, at most.")
-    learning_rate: float | None = Field(default=None, gt=0, description="Peak of the learning rate.")
-    warmup: float = Field(default=0.02, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    weight_decay: float = Field(default=1e-4, ge=0, description="Decoupled weight decay (AdamW).")
-    ema_decay: float = Field(
-        default=0.998, ge=0, lt=1, description="Of the average of the weights, which is kept; 0: none."
-    )
-    gradient_clip: float = Field(default=5.0, gt=0, description="Largest norm of the gradient.")
-    validate_every: int | None = Field(
-        default=None, ge=1, description="Steps between validations; a checkpoint goes with each."
-    )
-    patience: int = Field(default=12, ge=1, description="Validations without a better one before training stops.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the networks; log p keeps float32."
-    )
-    compile: Literal["auto", "always", "never"] = Field(
-        default="auto", description="Compile the kernels of flows: auto where the work ahead pays for it."
-    )
-    shuffle_megabytes: int = Field(default=128, ge=1, description="Events shuffled together, over all workers.")
-    degenerate: Literal["error", "warn"] = Field(
-        default="warn", description="What a constant, duplicate or discrete variable leads to."
-    )
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Of weights, order and noise.")
-
-
-class Scoring(Section):
-    """Where the scores go, and how log p is to be known."""
-
-    out: str | None = Field(default=None, description="A Zarr store to be written.")
-    batch_size: int = Field(default=4096, ge=1, description="Events scored at a time.")
-    method: str | None = Field(
-        default=None, description="How log p is known: exact, ode or elbo; null: the family's own."
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="Of the method, such as {tolerance: 1.0e-4}.")
-
-
-class Cluster(Section):
-    """What Ray gives to a run. Not part of a run's identity: it may change from one start to the next."""
-
-    num_workers: int = Field(default=1, ge=1, description="Training workers.")
-    use_gpu: bool = Field(default=False, description="One GPU a worker.")
-    cpus_per_worker: int = Field(default=1, ge=1, description="Processor cores a worker.")
-    max_failures: int = Field(default=3, ge=0, description="Restarts after lost workers.")
-
-
-class Workflow(Section):
-    """A workflow file.
-
-    Example:
-        >>> Workflow(name="demo", data={"store": "rows.zarr"}).training.weight_decay
-        0.0001
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Of the run; its folder is runs/NAME.")
-    data: Data
-    model: dict[str, Any] = Field(default_factory=lambda: {"name": "nsf"}, description="A family and its arguments.")
-    training: Training = Training()
-    scoring: Scoring = Scoring()
-    cluster: Cluster = Cluster()
-
-
-def explained(workflow: Workflow) -> str:
-    """Return a workflow as a file would hold it, with what every key means.
+def explained(section: Section) -> str:
+    """Return a workflow, or a part of it, as a file would hold it, with what every key means.
 
     Example:
         >>> print(explained(Workflow(name="demo", data={"store": "rows.zarr"})))  # doctest: +ELLIPSIS
@@ -128,14 +41,13 @@ def explained(workflow: Workflow) -> str:
         ...
     """
     lines = []
-    for name, field in Workflow.model_fields.items():
-        value = getattr(workflow, name)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
         if not isinstance(value, Section):
             lines.append(f"{name}: {_as_yaml(value)}  # {field.description}")
             continue
         lines.append(f"{name}:")
-        for key, inner in type(value).model_fields.items():
-            lines.append(f"  {key}: {_as_yaml(getattr(value, key))}  # {inner.description}")
+        lines += [f"  {line}" for line in explained(value).splitlines()]
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ MOST_ROWS = 12
 
 
 def describe(path: str | Path) -> None:
-    """Print what is known of a store, a run, a model, scores or samples.
+    """Print what is known of a store, a run, a model, scores, samples or detections.
 
     Raises:
         StoreError: It is none of them.
@@ -40,6 +40,8 @@ def describe(path: str | Path) -> None:
 
         console.print(f"model {path}: {load(path)!r}", markup=False, highlight=False)
         return
+    if not is_url(path) and (Path(path) / "results.zarr").exists():
+        path = Path(path) / "results.zarr"
     if not is_url(path) and Path(path).is_dir() and not (Path(path) / "zarr.json").exists():
         raise StoreError(f"{path}: neither a store (no zarr.json) nor a run (no workflow.yaml)")
     results = _results(path)
@@ -115,7 +117,7 @@ def _describe_run(console: Console, run: Run) -> None:
 
 
 def _results(path: str | Path) -> xr.Dataset | None:
-    """Scores or samples, opened; None where it is something else, damaged perhaps."""
+    """Scores, samples or detections, opened; None where it is something else, damaged perhaps."""
     import xarray as xr
 
     try:
@@ -124,11 +126,12 @@ def _results(path: str | Path) -> xr.Dataset | None:
         return None
     scores = "likelihood" in found.attrs and "log_prob" in found
     draws = "sample" in found.coords and all(array.dims[:1] == ("sample",) for array in found.data_vars.values())
-    return found if scores or draws else None
+    detections = {"score", "p_value", "flag", "status"} <= set(found.data_vars)
+    return found if scores or draws or detections else None
 
 
 def _describe_results(console: Console, path: str | Path, results: xr.Dataset) -> None:
-    what = "scores" if "log_prob" in results else "samples"
+    what = "scores" if "log_prob" in results else "detections" if "p_value" in results else "samples"
     console.print(f"{what} {path}", markup=False, highlight=False, style="bold")
     facts = [("dimensions", ", ".join(f"{name} {size:,}" for name, size in results.sizes.items()))]
     if what == "scores":
@@ -138,6 +141,12 @@ def _describe_results(console: Console, path: str | Path, results: xr.Dataset) -
         facts.append(("state", f"not ended: run sciflow {command} again"))
     if what == "scores":
         facts += _mean_log_prob(results)
+    if what == "detections":
+        judged = int(np.count_nonzero(results["status"].values >= 0))
+        facts.append(("flagged", f"{int(np.count_nonzero(results['flag'].values)):,} of {judged:,} rows"))
+        level = ("fdr", "method", "false_alarm_rate", "score", "calibration_rows")
+        facts += [(name.replace("_", " "), str(results.attrs[name])) for name in level if name in results.attrs]
+        facts.append(("stores", ", ".join(results.attrs["stores"][-MOST_ROWS:])))
     _print_facts(console, facts)
     table = Table()
     for column in ("variable", "units", "dimensions", "type", "meaning"):

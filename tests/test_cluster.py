@@ -20,7 +20,7 @@ jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = ROOT.parent / "shared" / "schemas"
-RAY_JOBS = sorted(CLUSTER.glob("kuberay-*.yaml"))
+RAY_JOBS = sorted(CLUSTER.rglob("kuberay-*.yaml"))
 METADATA = ("name", "namespace", "labels", "annotations")
 
 
@@ -111,8 +111,8 @@ class TestRayJobs:
         job = load(path)["spec"]
         (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
         (container,) = group["template"]["spec"]["containers"]
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-        assert "cluster.use_gpu=true" in job["entrypoint"] or "--gpu" in job["entrypoint"]
+        wants_gpu = "cluster.use_gpu=true" in job["entrypoint"] or "--gpu" in job["entrypoint"]
+        assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == wants_gpu
         asked = re.search(r"cluster\.num_workers=(\d+)", job["entrypoint"])
         assert asked is None or int(asked.group(1)) == group["replicas"]
 
@@ -232,11 +232,12 @@ class TestSlurm:
 def command_lines(text: str) -> list[str]:
     """Every line that runs ``sciflow``, in scripts, comments, manifests and documentation; prose is left out."""
     text = re.sub(r"\\\n\s*#?\s*", "", text)  # Continued lines are one.
-    found = re.findall(r"(?:^[#\s$]*|&& |entrypoint: |slurm\.sh |[`'])sciflow +((?!\.)[^`'\"\n]+)", text, re.MULTILINE)
+    before = r"(?:^[#\s$]*|&& |entrypoint: |slurm\.sh |[`']|^ *- |bin/)"
+    found = re.findall(before + r"sciflow +((?!\.)[^`'\"\n]+)", text, re.MULTILINE)
     return [re.split(r" (?:&&|\||>|;|#)", line)[0].strip() for line in found]
 
 
-FILES = [*sorted(path for path in CLUSTER.iterdir() if path.is_file()), ROOT / "datasets" / "README.md"]
+FILES = [*sorted(path for path in CLUSTER.rglob("*") if path.is_file()), ROOT / "datasets" / "README.md"]
 COMMANDS = [(path.name, line) for path in FILES for line in command_lines(path.read_text(encoding="utf-8"))]
 COMMANDS += [
     (path.name, load(path)["shard"].removeprefix("sciflow ")) for path in sorted((ROOT / "datasets").glob("*.yaml"))
@@ -278,6 +279,8 @@ class TestCommands:
         assert {("kuberay-train.yaml", "train"), ("kuberay-score.yaml", "score")} <= found
         assert {("slurm.sh", "train"), ("slurm.sh", "score"), ("ray-cluster.yaml", "train")} <= found
         assert {("README.md", "train"), ("README.md", "score"), ("htru2.yaml", "shard")} <= found
+        for name in ("crontab", "sciflow-detect.service", "cronjob.yaml", "kuberay-detect.yaml", "README.md"):
+            assert (name, "detect") in found
 
     @pytest.mark.parametrize(("name", "line"), COMMANDS, ids=lambda part: part)
     def test_it_is_a_command_that_exists(self, cli, name, line):

@@ -107,4 +107,6 @@ def _element(axes: list[str], labels: list[Any]) -> str:
 
 def _plain(label: Any) -> Any:
     """A label as JSON can hold it; numbers stay numbers."""
-    return label.item() if isinstance(label, (np.integer, np.floating)) else text_of(label)
+    # To NumPy a span of time is a whole number, too.
+    is_number = isinstance(label, (np.integer, np.floating)) and not isinstance(label, np.timedelta64)
+    return label.item() if is_number else text_of(label)

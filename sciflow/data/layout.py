@@ -118,6 +118,24 @@ class Layout:
         """Windowed dimensions whose windows share values."""
         return tuple(dim for dim in self.event_dims if dim.stride is not None and dim.stride < dim.size)
 
+    def request(self) -> dict[str, Any]:
+        """Return what to ask of :func:`sciflow.shard`, so that other data of the kind are laid out the same.
+
+        Example:
+            >>> layout = Layout(("t2m",), ("K",), (SampleDim("day", "time", 31),), (EventDim("time", 24, 24),))
+            >>> layout.request()["event"], layout.request()["sample"]
+            ({'time': 24}, [])
+        """
+        windows = {dim.name: dim.stride for dim in self.event_dims if dim.stride is not None}
+        return {
+            "variables": self.variables,
+            "event": {dim.name: dim.size if dim.name in windows else None for dim in self.event_dims} or None,
+            "sample": [dim.source for dim in self.sample_dims if dim.source not in windows],
+            "stride": windows,
+            "context": self.context,
+            "dtype": self.dtype,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries and lists."""
         return {**asdict(self), "event_shape": list(self.event_shape)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -67,7 +67,7 @@ def survey(
     source: EventSource,
     max_bytes: int,
     policy: Literal["error", "drop", "fill"],
-    fill_value: float | None,
+    fill_value: float | Sequence[float] | None,
     progress: bool,
 ) -> Missing:
     """Find what the policy needs to know beforehand: the events to drop, or the means to fill with.
@@ -84,9 +84,9 @@ def survey(
     if policy == "error":
         return Missing(policy)
     if policy == "fill" and fill_value is not None:
-        if not math.isfinite(fill_value):
+        fill = np.broadcast_to(np.asarray(fill_value, np.float64), num_variables)
+        if not np.isfinite(fill).all():
             raise DataError(f"fill_value {fill_value}: give a finite number")
-        fill = np.full(num_variables, fill_value)
         return Missing(policy, fill=to_floats(fill, source.layout.dtype, f"{source.name}: fill_value"))
     keep = np.ones(source.layout.num_grid_events, bool) if gap is None else ~gap.events
     sums, finite_counts, missing = (np.zeros(num_variables, kind) for kind in (np.float64, np.int64, np.int64))

@@ -17,12 +17,13 @@ import numpy as np
 import zarr
 
 from sciflow.data.layout import Layout
+from sciflow.data.like import request_like, require_like
 from sciflow.data.lock import writing
 from sciflow.data.missing import Missing, survey
 from sciflow.data.place import already_there, put_in_place, require_apart, require_free
 from sciflow.data.source import Block, EventSource
 from sciflow.data.sources import expand, open_source
-from sciflow.data.split import SPLITS, SplitRule, assign
+from sciflow.data.split import ONLY_TEST, SPLITS, SplitRule, assign
 from sciflow.data.store import Store, is_url, open_store
 from sciflow.data.writer import StoreWriter
 from sciflow.errors import ConfigError, DataError, SciflowError, StoreError
@@ -45,12 +46,13 @@ def shard(
     sample: Sequence[str] | None = None,
     stride: Mapping[str, int] | None = None,
     context: Sequence[str] = (),
-    split: Sequence[float] = (0.8, 0.1, 0.1),
+    split: Sequence[float] | None = None,
     split_by: str | None = None,
     split_block: int | None = None,
-    missing: Literal["error", "drop", "fill"] = "error",
-    fill_value: float | None = None,
-    dtype: str = "float32",
+    missing: Literal["error", "drop", "fill"] | None = None,
+    fill_value: float | Sequence[float] | None = None,
+    dtype: str | None = None,
+    like: str | Path | None = None,
     shard_rows: int | None = None,
     seed: int = 0,
     num_writers: int | None = None,
@@ -71,12 +73,14 @@ def shard(
         sample: Dimensions that are counted; all others belong to the event.
         stride: Steps from one window to the next, by dimension; by default windows do not overlap.
         context: Variables that an event is conditioned on.
-        split: Shares of training, validation and test.
+        split: Shares of training, validation and test; by default 0.8, 0.1, 0.1.
         split_by: Dimension whose positions stay in one split; in order along it, unless ``split_block`` is given.
         split_block: Number of consecutive positions along ``split_by`` that stay together, drawn at random.
-        missing: What becomes of NaN and infinity: ``error``, ``drop`` the event, or ``fill``.
-        fill_value: What to fill with, in data units; the variable's mean where it is None.
-        dtype: ``float32`` or ``float64``.
+        missing: What becomes of NaN and infinity: ``error`` (by default), ``drop`` the event, or ``fill``.
+        fill_value: What to fill with, in data units, one for each variable or for all; None for the variable's mean.
+        dtype: ``float32`` (by default) or ``float64``.
+        like: A store that is there: new data are laid out as its own, and all of them are for the test, since a model
+            is to be held against them. Of what is said above only ``missing`` and ``fill_value`` may differ.
         shard_rows: Events in a training shard; by default 64 MiB of them, or a sixteenth of all.
         seed: Of the split.
         num_writers: Writing threads; each holds a shard in memory.
@@ -101,9 +105,23 @@ def shard(
     _require_place(path, overwrite)
     data = expand(data)
     _require_no_source(path, data)
-    source = open_source(
-        data, variables=variables, event=event, sample=sample, stride=stride, context=context, dtype=dtype
-    )
+    layout: dict[str, Any] = {
+        "variables": variables,
+        "event": event,
+        "sample": sample,
+        "stride": stride,
+        "context": context,
+        "dtype": dtype,
+    }
+    if like is not None:
+        layout, missing, fill_value = request_like(
+            like, {**layout, "split": split, "split_by": split_by, "split_block": split_block}, missing, fill_value
+        )
+        split = ONLY_TEST
+    missing, split = missing or "error", (0.8, 0.1, 0.1) if split is None else split
+    source = open_source(data, **{**layout, "dtype": layout["dtype"] or "float32"})
+    if like is not None:
+        require_like(source, like)
     if len(split) != 3:
         raise ConfigError(f"split {list(split)}: give three shares, of training, validation and test")
     rule = SplitRule((split[0], split[1], split[2]), split_by, split_block, seed).resolved(source.layout)
@@ -180,7 +198,7 @@ def _write(
                 stream.put(block, pending)
             update(block.start + len(block.events), "")
         pending.wait()
-    writer.finish(source.coordinates(), found.counts)
+    writer.finish(source.coordinates(), found)
 
 
 class _Stream:

@@ -10,9 +10,11 @@ import numpy as np
 from sciflow.data.layout import Layout, full_name
 from sciflow.errors import ConfigError, LayoutError
 
-__all__ = ["SPLITS", "SplitRule", "assign"]
+__all__ = ["ONLY_TEST", "SPLITS", "SplitRule", "assign"]
 
 SPLITS = ("train", "validation", "test")
+# New data, which a model is to be held against, and none is trained on.
+ONLY_TEST = (0.0, 0.0, 1.0)
 DROPPED = np.uint8(255)
 # Random splits are exact within every run of this many events, so that no stretch of the data goes untested.
 STRATUM = 1000
@@ -40,8 +42,10 @@ class SplitRule:
         sums_to_1 = abs(sum(self.fractions) - 1) <= 1e-6
         if len(self.fractions) != 3 or not sums_to_1 or min(self.fractions) < 0:
             raise ConfigError(f"split {list(self.fractions)}: give three shares of 0 or more that sum to 1")
-        if self.fractions[0] == 0:
-            raise ConfigError(f"split {list(self.fractions)}: nothing is left to train on")
+        if self.fractions[0] == 0 and self.fractions != ONLY_TEST:
+            raise ConfigError(
+                f"split {list(self.fractions)}: nothing is left to train on; events that are only to be scored: 0,0,1"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed}: 0 or more")
         if self.block is not None and self.block < 1:

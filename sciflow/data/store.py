@@ -34,16 +34,17 @@ CURE = "restore it, or shard the source again"
 MOST_THREADS, CHUNKS_PER_THREAD = 4, 4
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path, *, whole: bool = True) -> Store:
     """Open a store that :func:`sciflow.shard` wrote.
 
     Args:
         path: A folder, or a URL that fsspec knows (``s3://...``).
+        whole: Refuse a store of which a shard is missing; otherwise reading that shard is the error.
 
     Raises:
         StoreError: There is no store, it is incomplete or damaged, or another version wrote it.
     """
-    return Store(path)
+    return Store(path, whole)
 
 
 class Store:
@@ -56,7 +57,7 @@ class Store:
         train, validation, test: The splits, each a :class:`Split`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, whole: bool = True) -> None:
         self.path = str(path)
         self.attributes = read_attributes(self.path)
         try:
@@ -67,6 +68,9 @@ class Store:
         self._require_files("zarr.json", *(f"{name}/" for name in SPLITS))
         self.layout = Layout.from_json(self.attributes["layout"])
         self.train, self.validation, self.test = (Split(self, name) for name in SPLITS)
+        if whole and not is_url(self.path):
+            for split in self.splits:
+                split.require_shards()
 
     def __len__(self) -> int:
         return sum(len(split) for split in self.splits)
@@ -105,7 +109,7 @@ class Store:
 
     @property
     def statistics(self) -> Statistics:
-        """Moments and extrema of the training events."""
+        """Moments and extrema of the training events; of the test events, where no others are there."""
         self._require_files("statistics/")
         group = self._group["statistics"]
         assert isinstance(group, zarr.Group)
@@ -140,6 +144,12 @@ class Store:
         self._require_files("statistics/")
         return dict(self._group["statistics"].attrs["missing"])  # type: ignore[arg-type]
 
+    @property
+    def filled_with(self) -> list[float] | None:
+        """What missing values were filled with, one for each variable; None where they were not, or it is not known."""
+        self._require_files("statistics/")
+        return self._group["statistics"].attrs.get("filled_with")  # type: ignore[return-value]
+
     def _require_files(self, *prefixes: str) -> None:
         require_files(self._group, self.manifest.files, prefixes, self.path)
 
@@ -163,8 +173,6 @@ class Split:
         self._group = store._group
         self._indices: dict[tuple[str, int], np.ndarray] = {}
         self._last_part: tuple[tuple[str, int, int] | None, np.ndarray] = None, np.empty(0)
-        if not is_url(self._path):
-            self._require_shards()
 
     def __len__(self) -> int:
         return self._num_events
@@ -264,7 +272,12 @@ class Split:
         shape = self._layout.event_shape if name == "events" else (self._layout.context_size,)
         return np.empty((n, *shape), self._layout.dtype)
 
-    def _require_shards(self) -> None:
+    def require_shards(self) -> None:
+        """Check that the file of every shard is there, on a file system of this machine.
+
+        Raises:
+            StoreError: One is missing; names it.
+        """
         for record in self.shards:
             for key in shard_keys(self._layout, self.name, record.number).values():
                 if not Path(self._path, key).is_file():

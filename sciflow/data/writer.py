@@ -17,6 +17,7 @@ from sciflow.data.codec import codecs, encode_shard
 from sciflow.data.files import hash_files, shard_keys, write_file
 from sciflow.data.layout import Layout
 from sciflow.data.manifest import Manifest, ShardRecord, hash_rows
+from sciflow.data.missing import Missing
 from sciflow.data.split import SPLITS
 from sciflow.data.statistics import Statistics, merge
 from sciflow.data.store import FORMAT, VERSION
@@ -53,6 +54,8 @@ class StoreWriter:
         self._shard_rows, self._chunk_rows = shard_rows, chunk_rows
         self._records: dict[tuple[str, int], ShardRecord] = {}
         self._statistics: dict[int, Statistics] = {}
+        # Of the training events; where there are none, of those that are tested.
+        self._described = "train" if counts["train"] else "test"
         self._taken: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._token = hashlib.sha256(json.dumps([request, counts], sort_keys=True).encode()).hexdigest()
@@ -109,13 +112,13 @@ class StoreWriter:
     ) -> None:
         """Enter a shard in the manifest and the statistics."""
         record = ShardRecord(split, number, len(events), hash_rows(events, index, context))
-        statistics = Statistics.of(events) if split == "train" else None
+        statistics = Statistics.of(events) if split == self._described else None
         with self._lock:
             self._records[split, number] = record
             if statistics is not None:
                 self._statistics[number] = statistics
 
-    def finish(self, coordinates: xr.Dataset, missing: dict[str, int]) -> None:
+    def finish(self, coordinates: xr.Dataset, found: Missing) -> None:
         """Write coordinates, statistics and, last of all, the manifest that makes the store readable."""
         coordinates.to_zarr(self._path, group="coordinates", mode="w", consolidated=False, zarr_format=3)
         group = self._group.require_group("statistics", overwrite=True)
@@ -124,7 +127,8 @@ class StoreWriter:
         for name in ("mean", "variance", "minimum", "maximum"):
             values = getattr(statistics, name)
             group.create_array(name, data=values, chunks=values.shape, dimension_names=self._layout.event_axes)
-        group.attrs.update({"count": statistics.count, "missing": missing})
+        filled = {} if found.fill is None else {"filled_with": np.atleast_1d(found.fill).tolist()}
+        group.attrs.update({"count": statistics.count, "missing": found.counts, **filled})
         manifest = Manifest.of(self._records.values(), hash_files(self._group))
         self._group.require_group("manifest", overwrite=True).attrs.update(manifest.to_json())
 

@@ -28,7 +28,7 @@ from sciflow.scoring.score import BATCH_SIZE
 from sciflow.training.distributed import connected, last_line
 from sciflow.training.run import Run, require_ended
 
-__all__ = ["sample_on_ray", "score_on_ray"]
+__all__ = ["each_here", "each_on_ray", "sample_on_ray", "score_on_ray"]
 
 
 def score_on_ray(
@@ -89,9 +89,9 @@ def score_on_ray(
         if waiting is None:
             return job.out
         if local:
-            _each_here(work, waiting, "scoring shards", progress)
+            each_here(work, waiting, "scoring shards", progress)
         elif waiting:
-            _each_on_ray(work, waiting, "scoring shards", address, use_gpu, progress)
+            each_on_ray(work, waiting, "scoring shards", address, use_gpu, progress)
         job.finish()
     return job.out
 
@@ -168,7 +168,7 @@ def sample_on_ray(
             def work(number: int) -> None:
                 job.draw(_opened(folder, device, job.weights), number)
 
-            _each_on_ray(work, waiting, "drawing blocks", address, use_gpu, progress)
+            each_on_ray(work, waiting, "drawing blocks", address, use_gpu, progress)
         job.finish()
     return place
 
@@ -264,7 +264,7 @@ def _num_slots(use_gpu: bool) -> int:
     return slots
 
 
-def _each_here(work: Callable[[Any], object], items: Sequence[Any], what: str, progress: bool) -> None:
+def each_here(work: Callable[[Any], object], items: Sequence[Any], what: str, progress: bool) -> None:
     """Do something with every item, one after the other."""
     with progress_bar(what, len(items), progress) as update:
         for done, item in enumerate(items, 1):
@@ -272,7 +272,7 @@ def _each_here(work: Callable[[Any], object], items: Sequence[Any], what: str, p
             update(done, "")
 
 
-def _each_on_ray(
+def each_on_ray(
     work: Callable[[Any], object],
     items: Sequence[Any],
     what: str,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
-from safetensors.numpy import load, save
 
 from sciflow.arguments import plain
 from sciflow.data.place import require_apart
@@ -25,6 +23,7 @@ from sciflow.errors import ConfigError, RunError
 from sciflow.families import load as load_density
 from sciflow.kernels import repeated
 from sciflow.scoring.output import Output, reported
+from sciflow.scoring.part_file import read_part, write_part
 from sciflow.scoring.process import one_thread, within_memory
 from sciflow.scoring.score import (
     BATCH_SIZE,
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Scoring"]
-
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -156,18 +153,8 @@ class Scoring:
         # What is compiled, and with it the last digits, must not depend on which shards are left to be scored.
         with one_thread(), within_memory(too_many), repeated(len(store.manifest.shards)):
             fields, _ = score_rows(density, rows[start:stop], context, self.method, self.options, self.batch_size)
-        content = save({**fields, "index": rows.grid_index(start, stop)})
-        content += hashlib.sha256(content).digest()
-        part = self._part(split, number)
-        partial = f"{self._folder}/.{split}-{number:05d}.{os.getpid()}.partial"
         with reported(self.out):
-            try:
-                self._files.pipe_file(partial, content)
-                self._files.mv(partial, part)
-            except OSError:
-                with suppress(OSError):
-                    self._files.rm(partial)
-                raise
+            write_part(self._files, self._part(split, number), {**fields, "index": rows.grid_index(start, stop)})
         return int(stop - start)
 
     def finish(self) -> None:
@@ -201,7 +188,7 @@ class Scoring:
                 dtype, empty = FIELDS[name][:2] if name in FIELDS else ("int8", NO_SPLIT)
                 grid = np.full(store.layout.num_grid_events, empty, dtype)
                 for record in store.manifest.shards:
-                    part = self._read(record.split, record.number)
+                    part = read_part(self._files, self._part(record.split, record.number))
                     grid[part["index"]] = part[name] if name in FIELDS else SPLITS.index(record.split)
                 array = {name: grid.reshape(store.layout.grid_shape)}
                 dataset = labelled(array, dims, coordinates, attributes)
@@ -210,12 +197,6 @@ class Scoring:
                 dataset.to_zarr(output.target, mode="a", zarr_format=3, consolidated=False)
                 coordinates = None
             output.opened().attrs.update({"model": self._weights(), "store": store.fingerprint})
-
-    def _read(self, split: str, number: int) -> dict[str, np.ndarray]:
-        content = self._files.cat_file(self._part(split, number))
-        if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
-            raise RunError(f"{self._part(split, number)}: a part is damaged: remove it, and score again")
-        return dict(load(content[:-DIGEST_BYTES]))
 
     @property
     def _files(self) -> fsspec.AbstractFileSystem:

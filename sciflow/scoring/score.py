@@ -218,14 +218,6 @@ def _source(density: Density, data: Any) -> GridSource:
     if density.layout is None:
         return GridSource(dataset)
     trained = Layout.from_json(density.layout)
-    source = GridSource(
-        dataset,
-        variables=trained.variables,
-        event={dim.name: None if dim.stride is None else dim.size for dim in trained.event_dims} or None,
-        sample=[dim.source for dim in trained.sample_dims if dim.source not in {e.name for e in trained.event_dims}],
-        stride={dim.name: dim.stride for dim in trained.event_dims if dim.stride is not None},
-        context=trained.context,
-        dtype=trained.dtype,
-    )
+    source = GridSource(dataset, **trained.request())
     require_layout(density, source.layout, "data")
     return source

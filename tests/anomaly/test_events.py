@@ -294,6 +294,12 @@ class TestAttribution:
         found["attribution"] = (("day", "feature"), [[0.0, np.inf, 1.0]])
         assert merge_events(found).features[0] == "feature=1 100 %, feature=2 0 %"
 
+    def test_hours_of_a_window_are_spans_of_time(self):
+        found = self.found().assign_coords(hour=np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]"))
+        first = merge_events(found).sort_values("day_start").iloc[0]
+        assert first["features"] == "t2m hour=0 d 75 %, wind hour=6 h 25 %"
+        assert [element["hour"] for element in json.loads(first["attribution"])] == ["0 d", "6 h"]
+
     def test_blocks_hold_any_number_of_events(self, monkeypatch):
         found = random_field(2, (9, 6, 8), share=0.3).drop_vars("extrapolated", errors="ignore")
         values = np.random.default_rng(0).normal(size=(*found.flag.shape, 4))

@@ -1,0 +1,178 @@
+"""What scores and judges, where its results go, and what a task needs to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sciflow.anomaly.scheduled.folder import Folder
+from sciflow.config import Workflow
+from sciflow.data.place import require_apart
+from sciflow.data.store import is_url, open_store
+from sciflow.errors import ConfigError, ModelFileError, RunError
+from sciflow.training.run import Run, require_ended
+
+if TYPE_CHECKING:
+    from sciflow.anomaly.detector import Detector
+
+__all__ = ["Job", "hashed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A workflow's detection.
+
+    Attributes:
+        workflow: The workflow, as JSON: tasks are sent it.
+        run: Folder of the run whose model scores.
+        out: Folder of the results.
+        key: Hash of all that scores and calibration depend on.
+        model: Hash of the model's weights.
+    """
+
+    workflow: str
+    run: str
+    out: str
+    key: str
+    model: str
+
+    @classmethod
+    def of(cls, workflow: Workflow, runs: str | Path) -> Job:
+        """Check all that can be checked before anything is read.
+
+        Args:
+            workflow: Its section ``detection`` counts, and its name; the rest is the run's.
+            runs: Folder of the runs.
+
+        Raises:
+            ConfigError: The output is no folder of a file system.
+            ModelFileError: Its model is damaged.
+            RunError: There is no run, or its training has not ended.
+            StoreError: The output would lie in a store.
+        """
+        run = Path(runs).absolute() / workflow.name
+        if not Run(run).workflow_file.exists():
+            raise RunError(f"{run}: no such run: train first, sciflow train")
+        require_ended(run)
+        trained, detection = Run(run).workflow, workflow.detection
+        out = detection.out or str(run / "detections")
+        if is_url(out):
+            raise ConfigError(f"detection.out: {out}: a folder of a file system that all nodes see, not a URL")
+        model = _description(str(run))
+        settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
+        key = hashed(model, trained.data.fingerprint, settings)
+        # Where the store is may have changed since.
+        mine = {"name": workflow.name, "data": workflow.data, "detection": detection}
+        used = trained.model_copy(update=mine)
+        job = cls(used.model_dump_json(), str(run), str(Path(out).absolute()), key[:16], model["weights"]["sha256"])
+        for source in (workflow.data.store, *job.patterns):
+            require_apart(job.out, source)
+        return job
+
+    @property
+    def settings(self) -> Workflow:
+        """The run's workflow, with the detection that is asked for."""
+        return _settings(self.workflow)
+
+    @property
+    def patterns(self) -> list[str]:
+        """Stores that are watched, or patterns of them."""
+        return self.settings.detection.stores or [self.settings.data.store]
+
+    @property
+    def folder(self) -> Folder:
+        """Where the results are."""
+        return Folder(Path(self.out))
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Of the events that the model was trained on."""
+        layout: dict[str, Any] = _description(self.run)["layout"]
+        return layout
+
+    def prepare(self) -> Detector:
+        """Return the detector; where it is not there yet, it is made of the model, and calibrated on what was held out.
+
+        Raises:
+            ConfigError: There is no such score or group.
+            StoreError: The store that the model was trained on cannot be read.
+        """
+        place = Path(self.out, "detector", self.key)
+        if not (place / "detector.json").exists():
+            from sciflow.anomaly.detector import Detector
+            from sciflow.scoring.process import one_thread
+
+            run = Run(Path(self.run))
+            density, store = run.density, open_store(self.settings.data.store)
+            if density.provenance.get("data") != store.fingerprint:
+                warnings.warn(
+                    f"{store.path}: has been written anew since the model was trained: events to calibrate on may be "
+                    "among those that it was trained on, and p-values too small; train again",
+                    stacklevel=2,
+                )
+            detection = self.settings.detection
+            detector = Detector(
+                detection.score,
+                density=density,
+                group=detection.calibration.group,
+                block=detection.calibration.block,
+                tail=detection.calibration.tail,
+                seed=self.settings.training.seed,
+            )
+            with one_thread():
+                detector.fit(store).save(place)
+            for other in place.parent.iterdir():
+                if other.name != self.key:
+                    shutil.rmtree(other)
+        return self.open()
+
+    def open(self) -> Detector:
+        """The detector that is there, kept from one shard to the next."""
+        return _opened(str(Path(self.out, "detector", self.key)))
+
+
+def _description(run: str) -> dict[str, Any]:
+    """What a run's model says of itself."""
+    file = Path(run, "model", "model.json")
+    try:
+        description: dict[str, Any] = json.loads(file.read_text())
+        _ = description["layout"], description["weights"]["sha256"]
+        return description
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelFileError(f"{file}: damaged: restore it, or train again") from None
+
+
+@lru_cache(maxsize=4)
+def _settings(text: str) -> Workflow:
+    return Workflow.model_validate_json(text)
+
+
+@lru_cache(maxsize=1)
+def _opened(place: str) -> Detector:
+    from sciflow.anomaly.detector import Detector
+
+    return Detector.load(place)
+
+
+def hashed(*content: Any) -> str:
+    """One hash of texts, numbers and arrays, as JSON and bytes tell them apart.
+
+    Example:
+        >>> hashed("a", 1) == hashed("a1")
+        False
+    """
+    digest = hashlib.sha256()
+    for part in content:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode() + b"\0")
+    return digest.hexdigest()

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
+# A file of tests stays in one process: what it has trained is used by all of them.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 BENCHMARKS := data shard training flows density samplers diffusion distillation likelihood divergence distill_to_flow
 
 .PHONY: demo test check bench clean
@@ -11,8 +13,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python workflows/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --doctest-modules sciflow
+	$(BIN)/python -m pytest tests -m "not ray" $(PARALLEL)
+	$(BIN)/python -m pytest tests -m ray
+	$(BIN)/python -m pytest --doctest-modules sciflow $(PARALLEL)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

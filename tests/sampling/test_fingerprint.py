@@ -88,7 +88,9 @@ class TestFingerprint:
         assert fingerprint(diffusion()) == fingerprint(diffusion())
 
     @pytest.mark.parametrize(
-        "value", [len, spied, Spy, object(), torch.nn.Linear(2, 2), np.array([object()])], ids=repr
+        "value",
+        [len, spied, Spy, object(), torch.nn.Linear(2, 2), np.array([object()])],
+        ids=["builtin", "function", "class", "object", "module", "array of objects"],
     )
     def test_of_what_a_function_or_an_object_of_ones_own_does_there_is_none(self, value):
         assert fingerprint(value) is fingerprint({"a": [1, value]}) is None

@@ -16,7 +16,7 @@ __all__ = ["attribution", "nearest_typical", "typical_events"]
 _MOST_PIECES = 256
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VALUES_AT_A_TIME = 1 << 22
-_BISECTIONS = 30
+_BISECTIONS, _STEPS = 30, 32
 
 
 def typical_events(x: Tensor) -> Tensor:
@@ -28,15 +28,20 @@ def typical_events(x: Tensor) -> Tensor:
     return ordered[places].reshape(-1, *x.shape[1:])
 
 
-def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
+def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     r"""Return what every element of a row adds to its score.
+
+    Scores that have gradients are followed from the nearest typical row :math:`x^*` to the row, and every element gets
+    what the score rises by along it (integrated gradients, Sundararajan et al., arXiv:1703.01365):
+
+    .. math:: a_j(x) = (x_j - x^*_j) \int_0^1 \frac{\partial s}{\partial x_j} (x^* + \lambda (x - x^*)) \, d\lambda,
+              \qquad \sum_j a_j(x) = s(x) - s(x^*)
+
+    Of others it is how far the score falls when this element alone becomes one of its usual values :math:`q_{jk}`,
 
     .. math:: a_j(x) = s(x) - \min_k s(x_1, \dots, q_{jk}, \dots, x_d)
 
-    how far the score falls when this element alone becomes one of its usual values :math:`q_{jk}`. Of the score
-    :math:`-\log p` it is the surprise at :math:`x_j` given all others,
-    :math:`\max_k \log p(q_{jk} \mid x_{-j}) - \log p(x_j \mid x_{-j})`: elements that contradict each other both have
-    it. Events of more than 256 elements are replaced box by box, and every element of a box gets the same. Scores that
+    with events of more than 256 elements replaced box by box, where every element of a box gets the same. Scores that
     know of themselves where a row is odd say so instead, such as the denoising error of a pixel.
 
     Args:
@@ -44,6 +49,7 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
         x: ``[n, *event_shape]``.
         context: ``[n, *context_shape]`` or None.
         typical: ``[k, *event_shape]``, see :func:`typical_events`.
+        usual: A score that normal rows have.
 
     Returns:
         ``[n, *event_shape]``, in the unit of the score, float64.
@@ -51,6 +57,23 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
     own = score.attribution(x, context)
     if own is not None:
         return own
+    return (
+        _along(score, x, context, typical, usual) if score.has_gradient else _by_replacement(score, x, context, typical)
+    )
+
+
+def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
+    start = nearest_typical(score, score.densities[0], x, context, usual)
+    middle = typical[len(typical) // 2].expand_as(x)
+    known = torch.isfinite(start).flatten(1).all(1)
+    start = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), start, middle)
+    total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    for step in range(_STEPS):
+        total += score.gradient(start + (step + 0.5) / _STEPS * (x - start), context).double().nan_to_num(0.0, 0.0, 0.0)
+    return total * (x - start).double() / _STEPS
+
+
+def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
     boxes = _boxes(x.shape[1:]).to(x.device)
     num_boxes = int(boxes.max()) + 1
     before = score(x, context)

@@ -194,7 +194,7 @@ class Detector:
         :func:`sciflow.anomaly.attribution.attribution`."""
         fitted = self._fitted_or_refuse()
         rows, c = fitted.score._rows(events, context)
-        return attribution(fitted.score, rows, c, fitted.typical).cpu().numpy()
+        return attribution(fitted.score, rows, c, fitted.typical, fitted.usual).cpu().numpy()
 
     def nearest_typical(self, events: Any, context: Any = None) -> np.ndarray:
         """Return the nearest rows that would score as a normal one does, ``[n, *event_shape]``, data units: what would
@@ -208,8 +208,7 @@ class Detector:
         if not densities:
             raise ConfigError(f"the score '{fitted.score.name}' stands on no density that could edit a row")
         rows, c = fitted.score._rows(events, context)
-        usual = float(np.median(self.calibration.scores))
-        return nearest_typical(fitted.score, densities[0], rows, c, usual).cpu().numpy()
+        return nearest_typical(fitted.score, densities[0], rows, c, fitted.usual).cpu().numpy()
 
     def drift(self, found: Detection, state: dict[str, Any] | None = None) -> Drift:
         """Say whether rows as a whole have moved away from those of the calibration, or only a few are odd.

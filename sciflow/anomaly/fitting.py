@@ -42,6 +42,7 @@ class Fitted:
         score: The score, ready for use.
         layout: Of the rows; None of arrays.
         typical: What elements of an event usually are, see :func:`sciflow.anomaly.attribution.typical_events`.
+        usual: The median score of rows that were not trained on.
         hashes: Of the rows that were trained on, or of a sample of them; sorted.
         copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
     """
@@ -49,6 +50,7 @@ class Fitted:
     score: Score
     layout: Layout | None
     typical: Tensor
+    usual: float
     hashes: np.ndarray
     copies: float
 
@@ -111,17 +113,12 @@ def fitted(
     else:
         made = default_score(len(cut.train), tuple(rows.event_shape), seed, on_smoothed)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
-    dtype = made.densities[0].dtype if made.densities else torch.float32
+    densities = made.all_densities()
+    typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
+    usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = np.unique(row_hashes(cut.train))
-    layout = None if rows.layout is None else rows.layout
-    found = Fitted(
-        made,
-        layout,
-        typical_events(torch.as_tensor(cut.train, dtype=dtype)),
-        hashes,
-        float(are_known(row_hashes(cut.judge), hashes).mean()),
-    )
-    return found, cut.calibration
+    copies = float(are_known(row_hashes(cut.judge), hashes).mean())
+    return Fitted(made, rows.layout, typical, usual, hashes, copies), cut.calibration
 
 
 @dataclass(frozen=True)

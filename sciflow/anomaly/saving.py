@@ -56,6 +56,7 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
         "settings": settings,
         "score": _described(fitted.score, densities, "score", numbers),
         "layout": None if fitted.layout is None else fitted.layout.to_json(),
+        "usual": fitted.usual,
         "copies": fitted.copies,
         "calibration": None,
     }
@@ -96,7 +97,7 @@ def read(path: str | Path) -> Saved:
         score = _score(description["score"], densities, "score", numbers)
         layout = None if description["layout"] is None else Layout.from_json(description["layout"])
         hashes = numbers["hashes"].numpy().view(np.uint64)
-        fitted = Fitted(score, layout, numbers["typical"], hashes, description["copies"])
+        fitted = Fitted(score, layout, numbers["typical"], description["usual"], hashes, description["copies"])
         calibration = None
         if description["calibration"] is not None:
             arrays = {

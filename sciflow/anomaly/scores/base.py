@@ -39,6 +39,8 @@ class Score(ABC):
     name: ClassVar[str]
     #: Family of the density that a detector trains for it; None where it stands on the rows alone.
     needs: ClassVar[str | None] = "nsf"
+    #: Whether it is a smooth function of the row, known to autograd.
+    has_gradient: ClassVar[bool] = False
 
     def __init__(self, *densities: Density, members: Sequence[Score] = (), **arguments: Any) -> None:
         self.densities = densities
@@ -102,6 +104,13 @@ class Score(ABC):
         for member in self.members:
             found += [density for density in member.all_densities() if all(density is not other for other in found)]
         return found
+
+    def gradient(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return the gradient of the scores of rows ``[n, *event_shape]``, of their shape."""
+        with self._evaluating(), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._scores(x, context).sum(), x)
+        return gradient
 
     def attribution(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         """What every element of rows ``[n, *event_shape]`` adds to the score; None where it does not know by itself."""

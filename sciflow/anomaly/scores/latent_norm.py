@@ -27,6 +27,7 @@ class LatentNorm(Score):
     """
 
     name = "latent_norm"
+    has_gradient = True
 
     def __init__(self, density: Density) -> None:
         super().__init__(density)

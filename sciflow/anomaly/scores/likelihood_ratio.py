@@ -35,6 +35,7 @@ class LikelihoodRatio(Score):
     """
 
     name = "likelihood_ratio"
+    has_gradient = True
 
     def __init__(self, density: Density, background: Density) -> None:
         mine, other = ((d.event_shape, d.context_shape) for d in (density, background))

@@ -29,6 +29,7 @@ class NegativeLogProb(Score):
     """
 
     name = "nll"
+    has_gradient = True
 
     def __init__(self, density: Density, method: str | None = None, **options: Any) -> None:
         super().__init__(density, method=method, **{key: plain(f"option {key}", v) for key, v in options.items()})

@@ -32,6 +32,7 @@ class Typicality(Score):
     """
 
     name = "typicality"
+    has_gradient = True
 
     def __init__(self, density: Density) -> None:
         super().__init__(density)

@@ -16,7 +16,7 @@ __all__ = ["attribution", "nearest_typical", "typical_events"]
 _MOST_PIECES = 256
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VALUES_AT_A_TIME = 1 << 22
-_BISECTIONS, _STEPS = 30, 32
+_BISECTIONS, _STEPS = 20, 32
 
 
 def typical_events(x: Tensor) -> Tensor:
@@ -90,10 +90,10 @@ def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Te
 
 
 def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
-    """Return the nearest events on the way to the middle of the noise whose score is usual.
+    """Return the nearest events whose score is usual: what would have to be otherwise.
 
-    A row's noise is shortened until the score of what it decodes to is no more than ``usual``: the row is edited as
-    little as the density allows. Rows that are usual stay as they are.
+    A row's noise is clipped, as little as makes the score of what it decodes to no more than ``usual``: what is extreme
+    is edited, and what is not stays as it is. Rows that are usual stay as they are.
 
     Args:
         score: Of the detector.
@@ -103,18 +103,22 @@ def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor |
         usual: A score that normal rows have.
 
     Returns:
-        ``[n, *event_shape]``; NaN where even the middle is unusual.
+        ``[n, *event_shape]``; NaN where even the middle of the noise is unusual.
     """
     with torch.no_grad():
         z = density.encode(x, context)
-        low = torch.zeros(len(x), dtype=z.dtype, device=z.device)  # share of the noise that is kept
-        high = torch.ones_like(low)
         over = (slice(None), *[None] * (z.ndim - 1))
+
+        def clipped(limit: Tensor) -> Tensor:
+            return density.decode(z.clamp(-limit[over], limit[over]), context)
+
+        high = z.flatten(1).abs().amax(1) if len(z) else z.new_zeros(0)
+        low = torch.zeros_like(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            is_usual = score(density.decode(z * middle[over], context), context) <= usual
+            is_usual = score(clipped(middle), context) <= usual
             low, high = torch.where(is_usual, middle, low), torch.where(is_usual, high, middle)
-        edited = density.decode(z * low[over], context)
+        edited = clipped(low)
         edited = torch.where((score(edited, context) <= usual)[over], edited, torch.nan)
         return torch.where((score(x, context) <= usual)[over], x, edited)
 

@@ -372,6 +372,12 @@ class TestByName:
         made = build({"denoising_error": {"num_draws": 8}}, lambda family: known(STANDARD))
         assert made.arguments["num_draws"] == 8
 
+    def test_a_list_is_put_together(self):
+        made = build(["nll", {"local_outlier_factor": {"num_neighbours": 3}}, flow()], lambda family: flow())
+        assert [member.name for member in made.members] == ["nll", "local_outlier_factor", "nll"]
+        with pytest.raises(ConfigError, match="one score or more"):
+            build([], lambda family: flow())
+
     @pytest.mark.parametrize(
         ("wanted", "message"),
         [

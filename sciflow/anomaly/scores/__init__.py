@@ -63,7 +63,7 @@ def build(wanted: Any, density: Callable[[str], Density]) -> Score:
 
     Args:
         wanted: A score; a density, whose minus log p it is; a name, with options ``{"denoising_error": {"num_draws":
-            8}}``; or several of them, which are put together.
+            8}}``; or a list of them, which are put together.
         density: Gives a trained density of a family, for those that are asked for by name.
 
     Raises:
@@ -80,6 +80,8 @@ def build(wanted: Any, density: Callable[[str], Density]) -> Score:
         return NegativeLogProb(wanted)
     if isinstance(wanted, str):
         return _named(wanted, {}, density)
+    if isinstance(wanted, list | tuple):
+        return Ensemble([build(each, density) for each in wanted])
     if isinstance(wanted, Mapping) and len(wanted) == 1:
         name, options = next(iter(wanted.items()))
         if not isinstance(options, Mapping):

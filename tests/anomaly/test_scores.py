@@ -394,6 +394,10 @@ class TestByName:
         made = build({"denoising_error": {"num_draws": 8}}, lambda family: known(STANDARD))
         assert made.arguments["num_draws"] == 8
 
+    def test_several_are_put_together(self):
+        made = build(["nll", {"subspace_distance": {"size": 2}}, Distance()], lambda family: flow())
+        assert [score.name for score in made.members] == ["nll", "subspace_distance", "distance"]
+
     @pytest.mark.parametrize(
         ("wanted", "message"),
         [
@@ -401,6 +405,7 @@ class TestByName:
             ({"nll": 3}, "mapping"),
             ({"denoising_error": {"draws": 3}}, "draws"),
             (3, "give a name"),
+            ([], "give a name"),
             ("likelihood_ratio", "background"),
         ],
     )

@@ -90,6 +90,8 @@ def build(wanted: Any, density: Callable[[str], Density]) -> Score:
                 f"score {name!r}: give its options as a mapping, such as {{num_draws: 8}}; got {options!r}"
             )
         return _named(name, options, density)
+    if isinstance(wanted, list | tuple) and wanted:
+        return Ensemble([build(each, density) for each in wanted])
     raise ConfigError(f"score {wanted!r:.80}: give a name ({', '.join(SCORES)}), a score, or a density")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sciflow.anomaly.scores import (
     DiffusionTime,
+    Distance,
     Ensemble,
     LocalOutlierFactor,
     NegativeLogProb,
@@ -25,7 +26,7 @@ _FEW_ROWS, _MANY_NUMBERS, _VERY_MANY_NUMBERS = 100, 128, 512
 
 
 def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callable[[Density], Density]) -> Score:
-    """Return the score that suits rows: the mean surprise of three or four that look at different things.
+    """Return the score that suits rows: of many, the mean surprise of three or four that look at different things.
 
     Distances in pairs and in halves of the numbers, which see a row that is odd in few numbers or in many; the density
     next to a row beside that next to its neighbours; and log p by a flow, which alone sees fine structure. Each is
@@ -33,7 +34,11 @@ def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callab
     more often together than any of them alone (``tests/benchmarks/anomaly.py``).
 
     Of more than 128 numbers, pairs see next to nothing: distances in all of them take their place. The flow is left out
-    of fewer than 100 rows, and of more than 512 numbers.
+    of more than 512 numbers.
+
+    Fewer than 100 rows do not say how unusual anything is that lies beyond them, and many rows would be equally odd to
+    all of the above. There the distance from the nearest row is better (on 17 to 80 rows of the same tables by 5 to 1
+    points of AUROC); and of fields, that from their mean.
 
     Args:
         n: Rows.
@@ -42,11 +47,13 @@ def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callab
         train: Trains a density on the rows, with some noise on them.
     """
     d = int(np.prod(event_shape))
+    if n < _FEW_ROWS:
+        return Distance("mean" if len(event_shape) > 1 else "nearest")
     members: list[Score] = [LocalOutlierFactor()]
     members.append(SubspaceDistance(2, num_subspaces=60, seed=seed) if d <= _MANY_NUMBERS else DiffusionTime())
     if d // 2 > 2:
         members.append(SubspaceDistance(0.5, num_subspaces=20, seed=seed))
-    if n >= _FEW_ROWS and d <= _VERY_MANY_NUMBERS:
+    if d <= _VERY_MANY_NUMBERS:
         flow = NSF(event_shape, num_transforms=2, hidden_features=(64, 64), autoregressive=True, seed=seed)
         members.append(NegativeLogProb(train(flow)))
     return Ensemble(members)

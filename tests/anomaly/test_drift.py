@@ -118,6 +118,16 @@ class TestWhereTheWorldMoves:
         assert found.verdict == "moved"
         assert "higher" in found.words
 
+    @pytest.mark.parametrize("size", [1, 10])
+    def test_most_rows_cannot_be_odd_in_small_runs_either(self, size):
+        rng = np.random.default_rng(9)
+        calibration = Calibration.of(rng.normal(size=1000))
+        quiet = rng.normal(size=(100, size))
+        found = again_and_again(calibration, [*quiet, *(rng.normal(size=(40 // size, size)) + 50)])
+        assert {one.verdict for one in found[:100]} == {"quiet"}
+        assert found[-1].verdict == "moved"
+        assert "higher" in found[-1].words
+
     def test_whole_numbers_that_become_all_alike_are_found(self):
         calibration = Calibration.of(np.random.default_rng(10).poisson(0.5, size=2000))
         assert drift(calibration, np.zeros(500), num_flagged=0).verdict == "moved"
@@ -150,7 +160,9 @@ class TestItsState:
         for part in np.split(np.arange(900), [100, 101, 600]):
             last = drift(calibration, scores[part], groups=groups[part], num_flagged=0, state=state)
             state = json.loads(json.dumps(last.state))
-        assert last.martingale == pytest.approx(whole.martingale)
+        assert last.state["log_capital"] == pytest.approx(whole.state["log_capital"])
+        # The bet on a majority of odd rows is one a run.
+        assert last.martingale == pytest.approx(whole.martingale, rel=0.05)
         for group in ("0", "1"):
             np.testing.assert_allclose(last.state["counts"][group], whole.state["counts"][group])
 

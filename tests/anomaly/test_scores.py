@@ -10,11 +10,13 @@ import torch
 from analytic import Gaussian, GaussianMixture
 
 import sciflow as sf
+from sciflow.anomaly.recipe import default_score
 from sciflow.anomaly.scores import (
     SCORES,
     ComplexityCorrected,
     DenoisingError,
     DiffusionTime,
+    Distance,
     Ensemble,
     LatentNorm,
     LikelihoodRatio,
@@ -64,6 +66,8 @@ EVERY = {
     "denoising_error": lambda: DenoisingError(known(STANDARD)),
     "score_norms": lambda: ScoreNorms(known(STANDARD)),
     "diffusion_time": DiffusionTime,
+    "distance from the nearest": Distance,
+    "distance from the mean": lambda: Distance("mean"),
     "local_outlier_factor": LocalOutlierFactor,
     "subspace_distance": lambda: SubspaceDistance(2),
     "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD)), LocalOutlierFactor()]),
@@ -255,7 +259,11 @@ class TestScoresThatStandOnRows:
         distances = torch.cdist((new - mean) / std, (rows - mean) / std).sort(1).values[:, :3]
         torch.testing.assert_close(score(new), distances.square().mean(1).sqrt(), rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("score", [DiffusionTime(), LocalOutlierFactor(), SubspaceDistance(2)], ids=repr)
+    @pytest.mark.parametrize(
+        "score",
+        [DiffusionTime(), Distance(), Distance("mean"), LocalOutlierFactor(), SubspaceDistance(2)],
+        ids=repr,
+    )
     def test_what_is_normal_is_found_by_leaving_each_row_out(self, score):
         rows = normal_rows(400)
         score.fit(rows[:300], reference=rows[300:])
@@ -293,6 +301,20 @@ class TestScoresThatStandOnRows:
         assert all(len(set(subset)) == 3 for subset in subsets.tolist())
         every = SubspaceDistance(2, num_subspaces=20).fit(normal_rows(50, 4)).found["subsets"]
         assert every.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+
+    @pytest.mark.parametrize("to", ["nearest", "mean"])
+    def test_a_distance_is_what_it_is_called(self, to):
+        rows, new = normal_rows(20, 4), normal_rows(5, 4, seed=1)
+        score = Distance(to).fit(rows)
+        off = (new[:, None] - (rows if to == "nearest" else rows.mean(0, keepdim=True))) / rows.std(0, correction=0)
+        torch.testing.assert_close(score(new), off.norm(dim=2).amin(1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(score.attribution(new.float(), None).sum(1), score(new), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(9,), (3, 3)])
+    def test_few_rows_tell_apart_what_lies_beyond_them(self, shape):
+        score = default_score(17, shape, 0, pytest.fail).fit(normal_rows(17, 9).reshape(17, *shape))
+        further = score(torch.stack([torch.full(shape, value) for value in (9.0, 10.0, 20.0)]))
+        assert (further.diff() > 0).all()
 
     def test_a_number_that_never_varies_says_nothing(self):
         rows = torch.cat([normal_rows(), torch.full((500, 1), 7.0)], 1)
@@ -385,6 +407,7 @@ class TestByName:
             ({"nll": 3}, "mapping"),
             ({"denoising_error": {"draws": 3}}, "draws"),
             (3, "give a name"),
+            ([], "give a name"),
             ("likelihood_ratio", "background"),
         ],
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import math
 import time
@@ -54,11 +55,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--scores", default="default", help=f"with commas between: {', '.join(SCORES)}; or all")
     parser.add_argument("--sets", help="some of the tables, with commas between; all by default")
+    parser.add_argument("--ways", default="default", help="of series, with commas between; or all")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of throughput")
+    parser.add_argument("--rounds", type=int, default=3, help="of throughput")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    {"tables": tables}[arguments.what](arguments)
+    if arguments.what == "tables":
+        tables(arguments)
+    else:
+        module = importlib.import_module(f"anomaly_{arguments.what}")
+        getattr(module, arguments.what)(arguments)
 
 
 def tables(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from sciflow.anomaly.scores.base import Score
 from sciflow.anomaly.scores.complexity import ComplexityCorrected
 from sciflow.anomaly.scores.denoising_error import DenoisingError
 from sciflow.anomaly.scores.diffusion_time import DiffusionTime
+from sciflow.anomaly.scores.distance import Distance
 from sciflow.anomaly.scores.ensemble import Ensemble
 from sciflow.anomaly.scores.latent_norm import LatentNorm
 from sciflow.anomaly.scores.likelihood_ratio import LikelihoodRatio
@@ -26,6 +27,7 @@ __all__ = [
     "ComplexityCorrected",
     "DenoisingError",
     "DiffusionTime",
+    "Distance",
     "Ensemble",
     "LatentNorm",
     "LikelihoodRatio",
@@ -45,6 +47,7 @@ SCORES: dict[str, type[Score]] = {
         ComplexityCorrected,
         DenoisingError,
         DiffusionTime,
+        Distance,
         Ensemble,
         LatentNorm,
         LikelihoodRatio,

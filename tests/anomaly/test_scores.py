@@ -407,7 +407,6 @@ class TestByName:
             ({"nll": 3}, "mapping"),
             ({"denoising_error": {"draws": 3}}, "draws"),
             (3, "give a name"),
-            ([], "give a name"),
             ("likelihood_ratio", "background"),
         ],
     )

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 import sciflow as sf
-from sciflow.anomaly.scores import NegativeLogProb
+from sciflow.anomaly.scores import Ensemble, LocalOutlierFactor, NegativeLogProb, SubspaceDistance
 from sciflow.errors import ConfigError, DataError, LayoutError, ModelFileError, SciflowError, ShapeError
 
 QUICK = {"max_steps": 60}
@@ -38,6 +38,11 @@ def daily(n: int = 800, num_places: int = 4, seed: int = 0) -> xr.DataArray:
     time = pd.date_range("2019-01-01", periods=n, freq="D")
     values = rows(n, num_places, seed).astype(np.float32)
     return xr.DataArray(values, {"time": time, "place": [1.0, 2.0, 3.0, 4.0]}, ("time", "place"), name="t2m")
+
+
+def quick() -> sf.Detector:
+    """A detector that trains nothing."""
+    return sf.Detector(Ensemble([LocalOutlierFactor(), SubspaceDistance(2)]))
 
 
 class TestTheThreeSteps:
@@ -132,6 +137,32 @@ class TestWhatItTakes:
         assert found.score.dims == ("time",)
         by_hand = sf.score(detector.fitted_score.densities[0], store, progress=False).log_prob
         np.testing.assert_allclose(found.score.values, -by_hand.values, rtol=1e-5)
+
+    def test_a_density_of_named_contexts_is_given_them_by_name(self):
+        season, place = np.arange(300) % 4, rows(300, 2)
+        shape = {"season": sf.contexts.Label(4), "place": (2,)}
+        flow = sf.flows.NSF((3,), context_shape=shape, num_transforms=1)
+        given = {"season": season, "place": place}
+        detector = sf.Detector("nll", density=flow, training={"max_steps": 20}).fit(rows(300), given, progress=False)
+        assert np.isfinite(detector.predict(rows(5, seed=1), {"season": 2, "place": place[0]}).score).all()
+        unknown = detector.predict(rows(2), {"season": [1, 1], "place": [[0.0, 0.0], [np.nan, 0.0]]}).score
+        assert np.isnan(unknown).tolist() == [False, True]
+
+    @pytest.mark.parametrize("length", [1, 299, 301])
+    def test_contexts_that_are_not_one_a_row(self, length):
+        with pytest.raises(ShapeError, match="one a row"):
+            sf.Detector("nll").fit(rows(300), rows(length, 1), progress=False)
+        with pytest.raises(ShapeError, match="one a row"):
+            sf.Detector("nll").fit(rows(300), rows(300, 1)[:, 0], progress=False)
+
+    def test_a_context_beside_labelled_data_is_not_passed_over(self):
+        with pytest.raises(ShapeError, match="in an array"):
+            sf.Detector("nll").fit(daily(), rows(800, 1), progress=False)
+
+    def test_torch_with_gradients_and_in_half_precision(self):
+        x = torch.from_numpy(rows(100)).requires_grad_()
+        for given in (x, x.to(torch.bfloat16)):
+            assert torch.isfinite(quick().fit(given, progress=False).score(given)).all()
 
     def test_rows_given_something_else(self):
         x = rows(2000, 1)
@@ -328,6 +359,25 @@ class TestBadInput:
     def test_rows_that_cannot_be_fitted_on(self, data, error):
         with pytest.raises(error):
             sf.Detector("nll").fit(data, progress=False)
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (np.empty((0, 3)), "0 rows"),
+            (rows(100) + [0, 1e9, 0], r"element \[1\].*take off an offset"),
+            (1e100 * rows(100), "beyond float32"),
+        ],
+    )
+    def test_rows_of_which_single_precision_would_leave_nothing(self, data, message):
+        with pytest.raises(DataError, match=message):
+            sf.Detector().fit(data, progress=False)
+
+    @pytest.mark.parametrize("weights", ["much", ["a"] * 50, [1.0, 2.0], [1.0] * 51])
+    def test_weights_that_are_not_one_a_row(self, detector, weights):
+        with pytest.raises(DataError, match="weights"):
+            sf.Detector(detector.fitted_score).fit(rows(100), progress=False).calibrate(
+                rows(50, seed=3), weights=weights
+            )
 
     def test_rows_of_another_shape(self, detector):
         with pytest.raises(ShapeError, match="3"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import warnings
 
 import numpy as np
@@ -286,6 +287,68 @@ class TestSaving:
         detector = sf.Detector(score, training={"max_steps": 20}).fit(rows(200), progress=False)
         again = sf.Detector.load(detector.save(tmp_path / "detector"))
         np.testing.assert_array_equal(again.score(odd), detector.score(odd))
+
+    def test_several_scores_together_share_nothing_in_a_file(self, odd, tmp_path):
+        detector = sf.Detector(training={"max_steps": 20}).fit(rows(200), progress=False)
+        again = sf.Detector.load(detector.save(tmp_path / "detector"))
+        np.testing.assert_array_equal(again.score(odd), detector.score(odd))
+
+    def test_a_score_of_ones_own_cannot_be_saved(self, tmp_path):
+        class Reversed(LocalOutlierFactor):
+            def _compare(self, x):
+                return -super()._compare(x)
+
+        for score in (Reversed(), Ensemble([LocalOutlierFactor(), Reversed()])):
+            detector = sf.Detector(score).fit(rows(100), progress=False)
+            with pytest.raises(ConfigError, match="Reversed"):
+                detector.save(tmp_path / "detector")
+        assert not list(tmp_path.iterdir())
+
+    def test_threads_may_save_at_one_place(self, tmp_path):
+        detector, problems = quick().fit(rows(100), progress=False), []
+
+        def save() -> None:
+            try:
+                detector.save(tmp_path / "detector")
+            except ModelFileError as error:  # another one was there first
+                problems.append(error)
+
+        threads = [threading.Thread(target=save) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(problems) < len(threads)
+        assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+        sf.Detector.load(tmp_path / "detector")
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content["settings"].update(colour="red"),
+            lambda content: content["settings"].update(seed=-1),
+            lambda content: content.update(settings=None),
+            lambda content: content.update(sha256=None),
+            lambda content: content["score"]["members"][0].update(densities=[-1]),
+        ],
+    )
+    def test_a_description_that_somebody_has_edited_is_told(self, damage, tmp_path):
+        file = quick().fit(rows(100), progress=False).save(tmp_path / "detector") / "detector.json"
+        content = json.loads(file.read_text())
+        damage(content)
+        file.write_text(json.dumps(content))
+        with pytest.raises(ModelFileError, match="damaged"):
+            sf.Detector.load(file.parent)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "", "[]"])
+    def test_a_description_that_is_none_is_told(self, content, tmp_path):
+        (tmp_path / "detector.json").write_text(content)
+        with pytest.raises(ModelFileError):
+            sf.Detector.load(tmp_path)
+
+    def test_a_name_that_no_file_may_have_is_told(self, tmp_path):
+        with pytest.raises(ModelFileError, match="cannot be written"):
+            quick().fit(rows(100), progress=False).save(tmp_path / ("x" * 300))
 
     def test_labels_and_groups_come_along(self, tmp_path):
         detector = sf.Detector("nll", group="season", training=QUICK).fit(daily(), progress=False)

@@ -46,11 +46,11 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
         typical: ``[k, *event_shape]``, see :func:`typical_events`.
 
     Returns:
-        ``[n, *event_shape]``, in the unit of the score, float64.
+        ``[n, *event_shape]``, in the unit of the score, float64, and finite.
     """
     own = score.attribution(x, context)
     if own is not None:
-        return own
+        return _finite(own)
     boxes = _boxes(x.shape[1:]).to(x.device)
     num_boxes = int(boxes.max()) + 1
     before = score(x, context)
@@ -62,8 +62,8 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
         changed = torch.where(inside[:, None], typical, x[rows][:, None]).flatten(0, 1)
         of_rows = None if context is None else context[rows].repeat_interleave(len(typical), 0)
         after = score(changed, of_rows).reshape(len(pairs), len(typical)).nan_to_num(torch.inf).amin(1)
-        falls[rows, some] = (before[rows] - after).nan_to_num(0.0)
-    return falls.clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
+        falls[rows, some] = before[rows] - after
+    return _finite(falls).clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
 
 
 def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
@@ -94,6 +94,12 @@ def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor |
         edited = density.decode(z * low[over], context)
         edited = torch.where((score(edited, context) <= usual)[over], edited, torch.nan)
         return torch.where((score(x, context) <= usual)[over], x, edited)
+
+
+def _finite(falls: Tensor) -> Tensor:
+    """What is infinite is as much as single precision holds; from one infinity to the next, nothing falls."""
+    largest = torch.finfo(torch.float32).max
+    return falls.nan_to_num(0.0, largest, -largest).clamp(-largest, largest)
 
 
 def _boxes(event_shape: torch.Size) -> Tensor:

@@ -427,7 +427,7 @@ class TestBadInput:
         ("data", "message"),
         [
             (np.empty((0, 3)), "0 rows"),
-            (rows(100) + [0, 1e9, 0], r"element \[1\].*take off an offset"),
+            (rows(100) + np.array([0, 1e9, 0]), r"element \[1\].*take off an offset"),
             (1e100 * rows(100), "beyond float32"),
         ],
     )

@@ -135,8 +135,8 @@ class Job:
             for other in place.parent.iterdir():
                 if other.name != self.key:
                     shutil.rmtree(other)
-        density = place / "density-0" / "model.json"
-        if density.exists() and _description(density)["weights"]["sha256"] != self.model:
+        made = place / "density-0" / "model.json"
+        if made.exists() and _description(made)["weights"]["sha256"] != self.model:
             raise ModelFileError(
                 f"{place}: stands on another model than that of {self.run}: remove it, and it is made anew"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -111,6 +112,17 @@ class Notify(Section):
     )
     retries: int = Field(default=4, ge=0, description="Tries after one that failed, each after a longer wait.")
     timeout: float = Field(default=10.0, gt=0, description="Seconds that one try may take.")
+
+    @field_validator("command")
+    @classmethod
+    def _is_command(cls, value: str | None) -> str | None:
+        try:
+            words = None if value is None else shlex.split(value)
+        except ValueError:
+            words = []
+        if words == []:
+            raise ValueError("a command, whose quotation marks are closed")
+        return value
 
     @field_validator("webhook")
     @classmethod

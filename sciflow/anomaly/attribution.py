@@ -52,14 +52,16 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
         usual: A score that normal rows have.
 
     Returns:
-        ``[n, *event_shape]``, in the unit of the score, float64.
+        ``[n, *event_shape]``, in the unit of the score, float64, and finite.
     """
     own = score.attribution(x, context)
     if own is not None:
-        return own
-    return (
-        _along(score, x, context, typical, usual) if score.has_gradient else _by_replacement(score, x, context, typical)
-    )
+        found = own
+    elif score.has_gradient:
+        found = _along(score, x, context, typical, usual)
+    else:
+        found = _by_replacement(score, x, context, typical)
+    return _finite(found)
 
 
 def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
@@ -85,8 +87,8 @@ def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Te
         changed = torch.where(inside[:, None], typical, x[rows][:, None]).flatten(0, 1)
         of_rows = None if context is None else context[rows].repeat_interleave(len(typical), 0)
         after = score(changed, of_rows).reshape(len(pairs), len(typical)).nan_to_num(torch.inf).amin(1)
-        falls[rows, some] = (before[rows] - after).nan_to_num(0.0)
-    return falls.clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
+        falls[rows, some] = before[rows] - after
+    return _finite(falls).clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
 
 
 def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
@@ -121,6 +123,12 @@ def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor |
         edited = clipped(low)
         edited = torch.where((score(edited, context) <= usual)[over], edited, torch.nan)
         return torch.where((score(x, context) <= usual)[over], x, edited)
+
+
+def _finite(falls: Tensor) -> Tensor:
+    """What is infinite is as much as single precision holds; from one infinity to the next, nothing falls."""
+    largest = torch.finfo(torch.float32).max
+    return falls.nan_to_num(0.0, largest, -largest).clamp(-largest, largest)
 
 
 def _boxes(event_shape: torch.Size) -> Tensor:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from sciflow.anomaly import columns
 from sciflow.anomaly.attribution import attribution, nearest_typical
 from sciflow.anomaly.calibration import Calibration
 from sciflow.anomaly.decision import decide
 from sciflow.anomaly.detection import Detection
 from sciflow.anomaly.drift import Drift, drift
-from sciflow.anomaly.fitting import Fitted, fitted
+from sciflow.anomaly.fitting import Fitted, density_of, fitted
 from sciflow.anomaly.given import Given, Part, given
 from sciflow.anomaly.groups import group_labels
 from sciflow.anomaly.saving import read, write
 from sciflow.anomaly.scores import Score
 from sciflow.arguments import Arguments
-from sciflow.arrays import numbers
 from sciflow.data.layout import Layout
-from sciflow.errors import ConfigError, DataError
+from sciflow.errors import ConfigError, DataError, ModelFileError, first_line
 
 __all__ = ["Detector"]
 
@@ -99,7 +98,8 @@ class Detector:
         Args:
             x: Normal rows: ``[n, *event_shape]`` as NumPy or torch, a table, labelled data, or a store. Of a store, the
                 training and validation splits are trained on, and the test split calibrates.
-            context: ``[n, *context_shape]`` for what is normal given something else, where ``x`` is an array.
+            context: ``[n, *context_shape]`` for what is normal given something else, where ``x`` is an array; or as the
+                density that was given takes it.
             groups: One label a row, in place of ``group``, where ``x`` is an array.
             progress: Show progress bars on a terminal.
 
@@ -108,7 +108,8 @@ class Detector:
         """
         rows = given(x)
         if context is not None:
-            rows = replace(rows, context=numbers(context, "context"))
+            density = density_of(self.wanted, self.density)
+            rows = rows.with_new_context(context) if density is None else rows.with_context(context, density)
         labels = self._groups(rows, groups)
         self._fitted, held_out = fitted(rows, self.wanted, self.density, self.training, self.block, self.seed, progress)
         self._calibrate(rows, held_out, labels)
@@ -174,7 +175,7 @@ class Detector:
         rows = self._given(x, context)
         scores = self._all_scores(rows)
         labels = self._groups(rows, groups)
-        weights = None if weights is None else np.asarray(weights, np.float64)
+        weights = None if weights is None else columns.numbers(weights, "weights")
         p_values = self.calibration.p_values(scores, groups=labels, weights=weights)
         if fdr is None and false_alarm_rate is None:
             fdr = 0.1
@@ -247,6 +248,7 @@ class Detector:
         """Write the detector into the folder ``path``: JSON, safetensors and its densities, never a pickle.
 
         Raises:
+            ConfigError: The score is one of yours, which no file can hold.
             ModelFileError: It cannot be written, or something else is there.
         """
         settings = {"group": self.group, "block": self.block, "tail": self.tail, "seed": self.seed}
@@ -260,7 +262,12 @@ class Detector:
             ModelFileError: A file is missing, damaged, or of another version.
         """
         settings, fitted, calibration = read(path)
-        detector = cls(fitted.score, **settings)
+        try:
+            detector = cls(fitted.score, **settings)
+        except (TypeError, ConfigError) as error:
+            raise ModelFileError(
+                f"{path}: its settings are damaged: {first_line(error)}; save the detector anew"
+            ) from None
         detector._fitted, detector._calibration = fitted, calibration
         return detector
 
@@ -268,7 +275,7 @@ class Detector:
 
     def _calibrate(self, rows: Given, parts: Iterable[Part], groups: Any, weights: Any = None) -> None:
         scores, places = self._scores_of(parts)
-        weights = None if weights is None else np.asarray(weights)[places]
+        weights = None if weights is None else columns.numbers(weights, "weights", len(rows))[places]
         blocks = None
         if self.block is not None:
             blocks = places // int(np.prod(rows.shape[1:], dtype=np.int64)) // self.block

@@ -16,14 +16,16 @@ from sciflow.anomaly.given import Given, Part
 from sciflow.anomaly.overlap import are_known, row_hashes
 from sciflow.anomaly.recipe import default_score, smoothed
 from sciflow.anomaly.scores import Score, build
+from sciflow.arrays import numbers
 from sciflow.data.layout import Layout
 from sciflow.data.store import Split, Store
 from sciflow.density import Density
 from sciflow.errors import ConfigError, DataError
 from sciflow.families import build as build_density
 from sciflow.training.fit import fit
+from sciflow.training.rows import as_floats
 
-__all__ = ["Fitted", "fitted"]
+__all__ = ["Fitted", "density_of", "fitted"]
 
 # Shares of the rows that judge the training, and that calibrate; of very many rows no more is needed.
 _JUDGE, _CALIBRATE, _MOST = 0.1, 0.2, 20_000
@@ -90,6 +92,8 @@ def fitted(
         DataError: There are too few rows, or some have missing values.
     """
     cut = _of_store(rows.data, seed) if isinstance(rows.data, Store) else _of_rows(rows, block, seed)
+    given = density_of(score, density)
+    as_floats(np.asarray(cut.train), "float32" if given is None else str(given.dtype).removeprefix("torch."), "events")
     trained: dict[str, Density] = {}
 
     def of_family(family: str) -> Density:
@@ -121,6 +125,13 @@ def fitted(
     return Fitted(made, rows.layout, typical, usual, hashes, copies), cut.calibration
 
 
+def density_of(score: Any, density: Any) -> Density | None:
+    """Return the density that was handed over, by itself or under a score; None where one is yet to be made."""
+    if isinstance(score, Score):
+        return next(iter(score.all_densities()), None)
+    return next((given for given in (score, density) if isinstance(given, Density)), None)
+
+
 @dataclass(frozen=True)
 class _Cut:
     """Rows in memory: to train on (of a store a sample of them), to judge by, and, part by part, to calibrate on."""
@@ -134,9 +145,9 @@ class _Cut:
 
 def _of_rows(rows: Given, block: int | None, seed: int) -> _Cut:
     parts = list(rows.parts())
-    events = np.concatenate([np.asarray(part.events) for part in parts])
+    events = np.concatenate([numbers(part.events) for part in parts])
     contexts = None if parts[0].context is None else np.concatenate([np.asarray(part.context) for part in parts])
-    finite = np.isfinite(events).reshape(len(events), -1).all(1)
+    finite = np.isfinite(events).all(tuple(range(1, events.ndim)))
     if not finite.all():
         first = int(np.flatnonzero(~finite)[0])
         raise DataError(

@@ -106,8 +106,7 @@ class Given:
         """
         if context is None:
             return self
-        if self.layout is not None and self.layout.context:
-            raise ShapeError("context: these data bring their own: leave it out")
+        self._require_array()
         if density is None:
             raise ShapeError("context: the score stands on no density that could be given one")
         packed = density.pack_context(context)
@@ -118,6 +117,29 @@ class Given:
             raise ShapeError(
                 f"context of {list(packed.shape)} for {len(self):,} rows: give one for all, or one a row"
             ) from None
+
+    def with_new_context(self, context: Any) -> Given:
+        """Return the same rows with numbers that a density is yet to be conditioned on, one a row.
+
+        Raises:
+            DataError: They are no numbers.
+            ShapeError: They are not one a row.
+        """
+        self._require_array()
+        values = numbers(context, "context")
+        if values.ndim < 2 or len(values) != len(self):
+            raise ShapeError(
+                f"context of {list(values.shape)} for {len(self):,} rows: give [n, *context_shape], one a row; of "
+                "single numbers context[:, None]"
+            )
+        return replace(self, context=values)
+
+    def _require_array(self) -> None:
+        if self.layout is not None:
+            mine = "these data bring their own" if self.layout.context else "it goes with rows in an array"
+            raise ShapeError(
+                f"context: {mine}; of labelled data it is a variable of the store (--context): leave it out"
+            )
 
     def labelled(self, values: np.ndarray, name: str, attributes: dict[str, Any] | None = None) -> Any:
         """Return values ``[n]``, or ``[n, *event_shape]``, as the data came: array, tensor, series or labelled."""

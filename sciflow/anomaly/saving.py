@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sciflow.anomaly.scores import SCORES, Score
 from sciflow.data.layout import Layout
 from sciflow.data.place import put_in_place
 from sciflow.density import Density
-from sciflow.errors import ModelFileError, SciflowError, first_line, nearest
+from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 from sciflow.families import load as load_density
 
 __all__ = ["Saved", "read", "write"]
@@ -42,11 +43,11 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
         calibration: What p-values come from.
 
     Raises:
+        ConfigError: The score is none of those that can be read back.
         ModelFileError: It cannot be written, or something else is there.
     """
     folder = Path(path)
-    if folder.exists() and not (folder / _DESCRIPTION).is_file():
-        raise ModelFileError(f"{folder}: there is something else: choose another folder")
+    _require_ours(folder)
     densities = fitted.score.all_densities()
     numbers: dict[str, Tensor] = {"typical": fitted.typical}
     numbers["hashes"] = torch.from_numpy(fitted.hashes.view(np.int64))
@@ -63,12 +64,14 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
     if calibration is not None:
         arrays, description["calibration"] = calibration.state()
         numbers |= {f"calibration.{name}": torch.from_numpy(array) for name, array in arrays.items()}
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         beside.mkdir(parents=True)
         for number, density in enumerate(densities):
             density.save(beside / f"density-{number}")
-        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in numbers.items()})
+        # Scores that are put together share what they have found; a file holds every tensor by itself.
+        apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in numbers.items()}
+        content = safetensors.torch.save(apart)
         (beside / _NUMBERS).write_bytes(content)
         description["sha256"] = {_NUMBERS: hashlib.sha256(content).hexdigest()}
         (beside / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
@@ -107,7 +110,7 @@ def read(path: str | Path) -> Saved:
             }
             calibration = Calibration.from_state(arrays, description["calibration"])
         return description["settings"], fitted, calibration
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(
@@ -115,8 +118,23 @@ def read(path: str | Path) -> Saved:
         ) from None
 
 
+def _require_ours(folder: Path) -> None:
+    """Refuse a place where there is something else than a detector."""
+    try:
+        is_taken = folder.exists() and not (folder / _DESCRIPTION).is_file()
+    except OSError as error:
+        raise ModelFileError(f"{folder}: the detector cannot be written: {error.strerror or error}") from None
+    if is_taken:
+        raise ModelFileError(f"{folder}: there is something else: choose another folder")
+
+
 def _described(score: Score, densities: list[Density], place: str, numbers: dict[str, Tensor]) -> dict[str, Any]:
     """A score as JSON holds it; its numbers go to ``numbers``."""
+    if SCORES.get(score.name) is not type(score):
+        raise ConfigError(
+            f"the score {type(score).__name__} is none of sciflow's, by whose names files are read back "
+            f"({', '.join(SCORES)}): a detector that scores by it cannot be saved"
+        )
     numbers |= {f"{place}.found.{name}": tensor for name, tensor in score.found.items()}
     return {
         "name": score.name,
@@ -150,7 +168,7 @@ def _description(folder: Path) -> dict[str, Any]:
         raise ModelFileError(f"no detector at {folder}: there is no {_DESCRIPTION} in it") from None
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{file} is damaged: not JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError(f'{file} does not describe a detector: "format" is not "{_FORMAT}"')
@@ -168,7 +186,7 @@ def _numbers(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
         content = file.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != description.get("sha256", {}).get(_NUMBERS):
+    if {_NUMBERS: hashlib.sha256(content).hexdigest()} != description.get("sha256"):
         raise ModelFileError(f"{file} is damaged: its SHA-256 differs from {_DESCRIPTION}'s; copy it again")
     try:
         return safetensors.torch.load(content)

@@ -24,7 +24,7 @@ from sciflow.training.doubts import complain, doubts
 from sciflow.training.evaluate import named_rows
 from sciflow.training.loop import TrainingData
 
-__all__ = ["examine", "prepare", "training_data"]
+__all__ = ["as_floats", "examine", "prepare", "training_data"]
 
 SAMPLE_ROWS = 1 << 16
 SAMPLE_BYTES = 1 << 28
@@ -166,7 +166,7 @@ def _events(data: Any, density: Density, dtype: str, what: str) -> tuple[np.ndar
         raise ShapeError(f"events [n, {', '.join(map(str, shape))}] expected; got {list(events.shape)}")
     if len(events) == 0:
         raise DataError("there are no events: 0 rows")
-    return _floats(events, dtype, what), layout
+    return as_floats(events, dtype, what), layout
 
 
 def _all_events(source: GridSource) -> np.ndarray:
@@ -190,7 +190,7 @@ def _contexts(context: Any, density: Density, n: int, dtype: str, what: str, col
         expected = [n, *conditions.shape]
         raise ShapeError(f"{what} of shape {expected} expected, one row an event; got {list(values.shape)}")
     if not conditions.declared:
-        return _floats(values, dtype, what)
+        return as_floats(values, dtype, what)
     floats = _floats_of_each(values, conditions, dtype, what)
     _require_known(density, floats, np.arange(n), what.replace("context", "rows"))
     return floats
@@ -202,7 +202,7 @@ def _floats_of_each(values: np.ndarray, conditions: Conditions, dtype: str, what
     for name, part in conditions.contexts.unpack(torch.from_numpy(values)).items():
         column = part.reshape(len(values), math.prod(part.shape[1:])).numpy()
         is_real = isinstance(conditions.contexts[name], Vector | Field)
-        parts.append(_floats(column, dtype, f"{what} {name!r}") if is_real else column.astype(dtype))
+        parts.append(as_floats(column, dtype, f"{what} {name!r}") if is_real else column.astype(dtype))
     return np.concatenate(parts, 1)
 
 
@@ -220,8 +220,17 @@ def _require_known(density: Density, contexts: np.ndarray, rows: np.ndarray, nam
         raise DataError(f"{where}: context not finite; drop or fill them first")
 
 
-def _floats(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
-    """Rows in the density's own type, with nothing lost unseen."""
+def as_floats(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """Return rows in the density's own type, with nothing lost unseen.
+
+    Args:
+        values: ``[n, *event_shape]``.
+        dtype: The density's.
+        what: What to call them in messages.
+
+    Raises:
+        DataError: Some are not finite, or beyond the type, or what varies is all one number in it.
+    """
     _require_finite(values, what)
     with np.errstate(over="ignore"):
         floats = values.astype(dtype, copy=False)

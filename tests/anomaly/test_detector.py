@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import xarray as xr
 
 import sciflow as sf
-from sciflow.anomaly.scores import NegativeLogProb
+from sciflow.anomaly.scores import Ensemble, LocalOutlierFactor, NegativeLogProb, SubspaceDistance
 from sciflow.errors import ConfigError, DataError, LayoutError, ModelFileError, SciflowError, ShapeError
 
 QUICK = {"max_steps": 60}
@@ -38,6 +39,11 @@ def daily(n: int = 800, num_places: int = 4, seed: int = 0) -> xr.DataArray:
     time = pd.date_range("2019-01-01", periods=n, freq="D")
     values = rows(n, num_places, seed).astype(np.float32)
     return xr.DataArray(values, {"time": time, "place": [1.0, 2.0, 3.0, 4.0]}, ("time", "place"), name="t2m")
+
+
+def quick() -> sf.Detector:
+    """A detector that trains nothing."""
+    return sf.Detector(Ensemble([LocalOutlierFactor(), SubspaceDistance(2)]))
 
 
 class TestTheThreeSteps:
@@ -132,6 +138,32 @@ class TestWhatItTakes:
         assert found.score.dims == ("time",)
         by_hand = sf.score(detector.fitted_score.densities[0], store, progress=False).log_prob
         np.testing.assert_allclose(found.score.values, -by_hand.values, rtol=1e-5)
+
+    def test_a_density_of_named_contexts_is_given_them_by_name(self):
+        season, place = np.arange(300) % 4, rows(300, 2)
+        shape = {"season": sf.contexts.Label(4), "place": (2,)}
+        flow = sf.flows.NSF((3,), context_shape=shape, num_transforms=1)
+        given = {"season": season, "place": place}
+        detector = sf.Detector("nll", density=flow, training={"max_steps": 20}).fit(rows(300), given, progress=False)
+        assert np.isfinite(detector.predict(rows(5, seed=1), {"season": 2, "place": place[0]}).score).all()
+        unknown = detector.predict(rows(2), {"season": [1, 1], "place": [[0.0, 0.0], [np.nan, 0.0]]}).score
+        assert np.isnan(unknown).tolist() == [False, True]
+
+    @pytest.mark.parametrize("length", [1, 299, 301])
+    def test_contexts_that_are_not_one_a_row(self, length):
+        with pytest.raises(ShapeError, match="one a row"):
+            sf.Detector("nll").fit(rows(300), rows(length, 1), progress=False)
+        with pytest.raises(ShapeError, match="one a row"):
+            sf.Detector("nll").fit(rows(300), rows(300, 1)[:, 0], progress=False)
+
+    def test_a_context_beside_labelled_data_is_not_passed_over(self):
+        with pytest.raises(ShapeError, match="in an array"):
+            sf.Detector("nll").fit(daily(), rows(800, 1), progress=False)
+
+    def test_torch_with_gradients_and_in_half_precision(self):
+        x = torch.from_numpy(rows(100)).requires_grad_()
+        for given in (x, x.to(torch.bfloat16)):
+            assert torch.isfinite(quick().fit(given, progress=False).score(given)).all()
 
     def test_rows_given_something_else(self):
         x = rows(2000, 1)
@@ -275,6 +307,68 @@ class TestSaving:
         again = sf.Detector.load(detector.save(tmp_path / "detector"))
         np.testing.assert_array_equal(again.score(odd), detector.score(odd))
 
+    def test_several_scores_together_share_nothing_in_a_file(self, odd, tmp_path):
+        detector = sf.Detector(training={"max_steps": 20}).fit(rows(200), progress=False)
+        again = sf.Detector.load(detector.save(tmp_path / "detector"))
+        np.testing.assert_array_equal(again.score(odd), detector.score(odd))
+
+    def test_a_score_of_ones_own_cannot_be_saved(self, tmp_path):
+        class Reversed(LocalOutlierFactor):
+            def _compare(self, x):
+                return -super()._compare(x)
+
+        for score in (Reversed(), Ensemble([LocalOutlierFactor(), Reversed()])):
+            detector = sf.Detector(score).fit(rows(100), progress=False)
+            with pytest.raises(ConfigError, match="Reversed"):
+                detector.save(tmp_path / "detector")
+        assert not list(tmp_path.iterdir())
+
+    def test_threads_may_save_at_one_place(self, tmp_path):
+        detector, problems = quick().fit(rows(100), progress=False), []
+
+        def save() -> None:
+            try:
+                detector.save(tmp_path / "detector")
+            except ModelFileError as error:  # another one was there first
+                problems.append(error)
+
+        threads = [threading.Thread(target=save) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(problems) < len(threads)
+        assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+        sf.Detector.load(tmp_path / "detector")
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content["settings"].update(colour="red"),
+            lambda content: content["settings"].update(seed=-1),
+            lambda content: content.update(settings=None),
+            lambda content: content.update(sha256=None),
+            lambda content: content["score"]["members"][0].update(densities=[-1]),
+        ],
+    )
+    def test_a_description_that_somebody_has_edited_is_told(self, damage, tmp_path):
+        file = quick().fit(rows(100), progress=False).save(tmp_path / "detector") / "detector.json"
+        content = json.loads(file.read_text())
+        damage(content)
+        file.write_text(json.dumps(content))
+        with pytest.raises(ModelFileError, match="damaged"):
+            sf.Detector.load(file.parent)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "", "[]"])
+    def test_a_description_that_is_none_is_told(self, content, tmp_path):
+        (tmp_path / "detector.json").write_text(content)
+        with pytest.raises(ModelFileError):
+            sf.Detector.load(tmp_path)
+
+    def test_a_name_that_no_file_may_have_is_told(self, tmp_path):
+        with pytest.raises(ModelFileError, match="cannot be written"):
+            quick().fit(rows(100), progress=False).save(tmp_path / ("x" * 300))
+
     def test_labels_and_groups_come_along(self, tmp_path):
         detector = sf.Detector("nll", group="season", training=QUICK).fit(daily(), progress=False)
         again = sf.Detector.load(detector.save(tmp_path / "detector"))
@@ -347,6 +441,25 @@ class TestBadInput:
     def test_rows_that_cannot_be_fitted_on(self, data, error):
         with pytest.raises(error):
             sf.Detector("nll").fit(data, progress=False)
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (np.empty((0, 3)), "0 rows"),
+            (rows(100) + np.array([0, 1e9, 0]), r"element \[1\].*take off an offset"),
+            (1e100 * rows(100), "beyond float32"),
+        ],
+    )
+    def test_rows_of_which_single_precision_would_leave_nothing(self, data, message):
+        with pytest.raises(DataError, match=message):
+            sf.Detector().fit(data, progress=False)
+
+    @pytest.mark.parametrize("weights", ["much", ["a"] * 50, [1.0, 2.0], [1.0] * 51])
+    def test_weights_that_are_not_one_a_row(self, detector, weights):
+        with pytest.raises(DataError, match="weights"):
+            sf.Detector(detector.fitted_score).fit(rows(100), progress=False).calibrate(
+                rows(50, seed=3), weights=weights
+            )
 
     def test_rows_of_another_shape(self, detector):
         with pytest.raises(ShapeError, match="3"):

@@ -10,6 +10,7 @@ import torch
 from analytic import Gaussian, GaussianMixture
 
 import sciflow as sf
+from sciflow.anomaly.attribution import attribution
 from sciflow.anomaly.recipe import default_score
 from sciflow.anomaly.scores import (
     SCORES,
@@ -42,6 +43,10 @@ def known(truth: GaussianMixture) -> sf.diffusion.Diffusion:
         return truth.denoise(x.double(), t.double(), EDM).to(x.dtype)
 
     return sf.diffusion.Diffusion.from_denoiser(denoise, (truth.means.shape[1],), EDM).double()
+
+
+def score_dtype(score) -> torch.dtype:
+    return score.densities[0].dtype if score.densities else torch.float32
 
 
 def flow(num_features: int = 3) -> sf.flows.NSF:
@@ -108,6 +113,14 @@ class TestEveryScore:
         rows = normal_rows(3)
         rows[0, 1], rows[2, 0] = math.nan, math.inf
         assert score(rows).isnan().tolist() == [True, False, True]
+
+    @pytest.mark.parametrize("far", [1e10, 1e30, 3e38])
+    def test_has_a_value_however_far_out(self, score, far):
+        usual, out = score(normal_rows(50, seed=6)), score([[far] * 3, [0.0, -far, 0.0]])
+        assert (out > usual.median()).all()
+        typical = normal_rows(5, seed=7)
+        why = attribution(score, *score._rows([[far] * 3], None), typical.to(score_dtype(score)), 0.0)
+        assert np.isfinite(why.numpy().astype(np.float32)).all()
 
     def test_is_the_same_again(self, score):
         assert torch.equal(score(normal_rows(9)), score(normal_rows(9)))
@@ -191,7 +204,8 @@ class TestDenoisingError:
         rows = torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64)
         found = score.attribution(rows, None)
         assert found.argmax().item() == 1
-        torch.testing.assert_close(found.sum(1), score(rows))
+        by_likelihood = NegativeLogProb(known(mixture)).attribution(rows, None)
+        assert by_likelihood.argmax().item() == 1
 
     def test_stands_on_a_diffusion(self):
         with pytest.raises(ConfigError, match="Diffusion"):
@@ -323,6 +337,11 @@ class TestScoresThatStandOnRows:
         with pytest.raises(DataError, match="the same"):
             DiffusionTime().fit(torch.ones(20, 2))
 
+    @pytest.mark.parametrize("kind", [DiffusionTime, LocalOutlierFactor, lambda: SubspaceDistance(2)])
+    def test_a_row_further_out_than_can_be_counted_is_infinitely_odd(self, kind):
+        score = kind().fit(1e-8 * normal_rows(100))
+        assert score([[3e38] * 3]).tolist() == [math.inf]
+
     def test_knows_no_context(self):
         with pytest.raises(ShapeError, match="context"):
             DiffusionTime().fit(normal_rows(), normal_rows())
@@ -347,6 +366,12 @@ class TestSurprise:
             found = surprise(values, normal.sort().values)
             assert found.isfinite().all()
             assert (found.diff() >= -1e-12).all()
+
+    def test_the_last_digit_decides_nothing(self):
+        normal = torch.tensor([0.5] * 30 + [1.0] * 50 + [3.0] * 15 + [7.0, 8.0, 9.0, 10.0, 11.0]).double()
+        values = normal.unique()
+        for rounded in (values * (1 - 1e-7), values * (1 + 1e-7)):
+            torch.testing.assert_close(surprise(rounded, normal), surprise(values, normal), rtol=1e-6, atol=0)
 
 
 class TestEnsemble:

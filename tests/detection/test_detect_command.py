@@ -36,7 +36,8 @@ def sciflow(world, monkeypatch, capfd):
 
 class TestTheExitCode:
     def test_says_what_came_of_it(self, world, sciflow):
-        assert sciflow() == (0, f"nothing new: {world.out} is up to date\n", "")
+        pattern = world.workflow["detection"]["stores"]
+        assert sciflow() == (0, f"nothing new: {world.out} is up to date\n", f"note: no store matches {pattern}\n")
         world.come_in(0)
         status, out, err = sciflow()
         assert (status, err) == (0, "")

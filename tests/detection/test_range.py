@@ -44,12 +44,23 @@ class TestARange:
         [
             (DAYS, "yesterday", "'yesterday' is no time, such as 2026-01-31"),
             (np.arange(3), "many", "'many' is no number, and 'day' is counted by numbers"),
+            (DAYS, "2001-13", "'2001-13' is no time"),
+            (DAYS, "2001-02-30", "'2001-02-30' is no time"),
+            (DAYS, "2001-02-03T24", "'2001-02-03T24' is no time"),
             (None, "1", "'day' has no coordinate by which a range could be meant"),
         ],
     )
     def test_that_is_none_is_refused(self, values, start, words):
         with pytest.raises(ConfigError, match=words):
             Span.of(start, None).covers("day", values)
+
+    @pytest.mark.parametrize(
+        ("values", "start", "stop"),
+        [(DAYS, "2001-03-02", "2001-03-01"), (DAYS, "2002", "2001-12-31"), (np.arange(12), "10", "9")],
+    )
+    def test_that_ends_before_it_begins_is_refused(self, values, start, stop):
+        with pytest.raises(ConfigError, match=f"--from {start} is after --to {stop}"):
+            Span.of(start, stop).covers("day", values)
 
 
 class TestARangeJudgedAnew:

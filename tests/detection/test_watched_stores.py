@@ -236,8 +236,10 @@ class TestAnOutput:
         with pytest.raises(RunError, match="holds what was found by the workflow demo"):
             detect({**world.workflow, "name": "other"}, runs=world.root / "runs", local=True)
 
-    def test_is_never_what_is_watched(self, world):
-        world.detection["out"] = str(world.root / "t2m.zarr" / "found")
+    @pytest.mark.parametrize("store", ["t2m.zarr", "incoming/day000.zarr"])
+    def test_is_never_what_is_watched(self, world, store):
+        world.come_in(0)
+        world.detection["out"] = str(world.root / store / "found")
         with pytest.raises(StoreError, match="is read, or lies in it or around it"):
             world.detect()
 

@@ -117,7 +117,8 @@ def _run(job: Job, folder: Folder, span: Span | None, each: Each) -> DetectionRu
             plan.write(folder.work / "plan.json")
             done.append(carry_out(job, folder, plan, each))
         else:
-            done.append({"unreadable": [*plan.unreadable.values()]})
+            notes = [f"no store matches {pattern}" for pattern in job.patterns if not watched([pattern])]
+            done.append({"unreadable": [*plan.unreadable.values()], "notes": notes})
     folder.tidy()
     return _tell(job, folder, _summed(folder, done))
 

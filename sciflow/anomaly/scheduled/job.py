@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sciflow.anomaly.scheduled.folder import Folder
+from sciflow.anomaly.scheduled.watch import watched
 from sciflow.config import Workflow
 from sciflow.data.place import require_apart
 from sciflow.data.store import is_url, open_store
@@ -66,14 +67,14 @@ class Job:
         out = detection.out or str(run / "detections")
         if is_url(out):
             raise ConfigError(f"detection.out: {out}: a folder of a file system that all nodes see, not a URL")
-        model = _description(str(run))
+        model = _description(run / "model" / "model.json")
         settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
         key = hashed(model, trained.data.fingerprint, settings)
         # Where the store is may have changed since.
         mine = {"name": workflow.name, "data": workflow.data, "detection": detection}
         used = trained.model_copy(update=mine)
         job = cls(used.model_dump_json(), str(run), str(Path(out).absolute()), key[:16], model["weights"]["sha256"])
-        for source in (workflow.data.store, *job.patterns):
+        for source in (workflow.data.store, *job.patterns, *watched(job.patterns).values()):
             require_apart(job.out, source)
         return job
 
@@ -95,7 +96,7 @@ class Job:
     @property
     def layout(self) -> dict[str, Any]:
         """Of the events that the model was trained on."""
-        layout: dict[str, Any] = _description(self.run)["layout"]
+        layout: dict[str, Any] = _description(Path(self.run, "model", "model.json"))["layout"]
         return layout
 
     def prepare(self) -> Detector:
@@ -103,6 +104,7 @@ class Job:
 
         Raises:
             ConfigError: There is no such score or group.
+            ModelFileError: The detector that is there is damaged, or of another model.
             StoreError: The store that the model was trained on cannot be read.
         """
         place = Path(self.out, "detector", self.key)
@@ -127,11 +129,17 @@ class Job:
                 tail=detection.calibration.tail,
                 seed=self.settings.training.seed,
             )
+            shutil.rmtree(place, ignore_errors=True)  # what is left of one, if anything is
             with one_thread():
                 detector.fit(store).save(place)
             for other in place.parent.iterdir():
                 if other.name != self.key:
                     shutil.rmtree(other)
+        made = place / "density-0" / "model.json"
+        if made.exists() and _description(made)["weights"]["sha256"] != self.model:
+            raise ModelFileError(
+                f"{place}: stands on another model than that of {self.run}: remove it, and it is made anew"
+            )
         return self.open()
 
     def open(self) -> Detector:
@@ -139,9 +147,8 @@ class Job:
         return _opened(str(Path(self.out, "detector", self.key)))
 
 
-def _description(run: str) -> dict[str, Any]:
-    """What a run's model says of itself."""
-    file = Path(run, "model", "model.json")
+def _description(file: Path) -> dict[str, Any]:
+    """What a model says of itself."""
     try:
         description: dict[str, Any] = json.loads(file.read_text())
         _ = description["layout"], description["weights"]["sha256"]

@@ -104,7 +104,10 @@ class Ledger:
                     f"{VERSION}: choose another detection.out, or use the sciflow that wrote it"
                 )
             stores = {name: Seen(**seen) for name, seen in content.pop("stores").items()}
-            return cls(stores=stores, **content)
+            ledger = cls(stores=stores, **content)
+            if ledger.online is not None:
+                _ = ledger.online["method"], ledger.online["level"]
+            return ledger
         except StoreError:
             raise
         except OSError as error:

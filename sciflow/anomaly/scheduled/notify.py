@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shlex
 import subprocess
@@ -72,7 +73,7 @@ def _post(settings: Notify, message: Mapping[str, Any]) -> str | None:
     except urllib.error.HTTPError as error:
         error.close()
         return f"{settings.webhook} answered {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{settings.webhook}: {first_line(getattr(error, 'reason', None) or error)}"
 
 

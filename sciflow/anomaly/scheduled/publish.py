@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sciflow.anomaly.scheduled.results import Chunks, Results
+from sciflow.anomaly.scheduled.results import Chunks, Results, told_of_damage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,9 @@ def publish(
 
     Returns:
         All events, the highest peak first: what each is called, its peak and its p-value.
+
+    Raises:
+        StoreError: Results that are shared with the version before are damaged.
     """
     import xarray as xr
 
@@ -45,8 +48,9 @@ def publish(
     from sciflow.anomaly.page import write_detection_page
 
     found = xr.open_zarr(str(folder / "results.zarr"), chunks=None)
-    flagged, neighbours = _flagged(found, folder)
-    events = merge_events(flagged, gap=gap, neighbours=neighbours)
+    with told_of_damage(folder / "results.zarr"):
+        flagged, neighbours = _flagged(found, folder)
+        events = merge_events(flagged, gap=gap, neighbours=neighbours)
     write_events(events, folder)
     write_detection_page(
         folder / "report.html",

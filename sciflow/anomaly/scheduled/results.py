@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import zarr
 from sciflow.anomaly.scheduled.axis import Axis
 from sciflow.anomaly.scheduled.grid import Grid, along, plain
 from sciflow.data.split import SPLITS
+from sciflow.errors import StoreError, first_line
 from sciflow.likelihood import Status
 
-__all__ = ["ATTRIBUTION", "FIELDS", "Chunks", "Results"]
+__all__ = ["ATTRIBUTION", "FIELDS", "Chunks", "Results", "told_of_damage"]
 
 # Rows of a chunk, a power of two; and bytes of a chunk of attributions, which hold whole events.
 CHUNK_ROWS, CHUNK_BYTES = 1 << 16, 2 << 20
@@ -76,10 +79,18 @@ class Results:
 
     Args:
         path: Of the Zarr store.
+
+    Raises:
+        StoreError: They are damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with told_of_damage(path):
+            self._open()
+
+    def _open(self) -> None:
+        path = self.path
         self.group = zarr.open_group(str(path), mode="r")
         dataset = xr.open_zarr(str(path), chunks=None)
         flag, attribution = dataset["flag"], dataset["attribution"]
@@ -99,8 +110,30 @@ class Results:
         return Chunks(score[0], attribution[: len(self.grid.dims)])
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """A variable at some positions along the first dimension, ``[len(rows), ...]``."""
+        """A variable at some positions along the first dimension, ``[len(rows), ...]``.
+
+        Raises:
+            StoreError: It is damaged there.
+        """
         array: Any = self.group[name]
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-            return np.asarray(array[rows[0] : rows[-1] + 1])
-        return np.asarray(array.oindex[rows])
+        with told_of_damage(self.path):
+            if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+                return np.asarray(array[rows[0] : rows[-1] + 1])
+            return np.asarray(array.oindex[rows])
+
+
+@contextmanager
+def told_of_damage(path: Path) -> Iterator[None]:
+    """Say in words what zarr and its codecs find wrong with results that are there.
+
+    Raises:
+        StoreError: Names the results, and says what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Whatever they raise: nothing is done here but reading.
+        raise StoreError(
+            f"{path}: damaged ({type(error).__name__}: {first_line(error)}): restore it, or choose another "
+            "detection.out, where all is judged anew"
+        ) from None

@@ -13,7 +13,8 @@ from sciflow.errors import ConfigError
 
 __all__ = ["Span"]
 
-TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?")
+DATE, CLOCK = r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01])", r"(T([01]\d|2[0-3])(:[0-5]\d(:[0-5]\d(\.\d+)?)?)?)?"
+TIME = re.compile(rf"{DATE}{CLOCK})?)?")
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ class Span:
             values: Its coordinate, or None where it has none.
 
         Raises:
-            ConfigError: There is no coordinate, or the range is none of its kind.
+            ConfigError: There is no coordinate, or the range is none of its kind, or ends before it begins.
         """
         if values is None:
             raise ConfigError(f"--from, --to: '{dim}' has no coordinate by which a range could be meant")
         inside = np.ones(len(values), bool)
+        if self.start is not None and self.stop is not None:
+            self._require_order(dim, values)
         if self.start is not None:
             mine, its = self._comparable(dim, values, self.start)
             inside &= mine >= its
@@ -61,11 +64,22 @@ class Span:
             inside &= mine <= its
         return inside
 
+    def _require_order(self, dim: str, values: np.ndarray) -> None:
+        assert self.start is not None
+        assert self.stop is not None
+        first, last = (self._comparable(dim, values, bound)[1] for bound in (self.start, self.stop))
+        if isinstance(first, str) and values.dtype.kind in "MO":
+            # 2026-01 begins before 2026-01-31 ends, and the other way round.
+            length = min(len(first), len(last))
+            first, last = first[:length], last[:length]
+        if first > last:
+            raise ConfigError(f"--from {self.start} is after --to {self.stop}")
+
     @staticmethod
     def _comparable(dim: str, values: np.ndarray, bound: str) -> tuple[np.ndarray, Any]:
         if values.dtype.kind == "M" or (values.dtype == object and hasattr(values[:1].item(), "calendar")):
             bound = bound.replace(" ", "T")
-            if not TIME.fullmatch(bound):
+            if not TIME.fullmatch(bound) or (values.dtype.kind == "M" and not _is_in_calendar(bound)):
                 raise ConfigError(f"--from, --to: {bound!r} is no time, such as 2026-01-31 or 2026-01-31T06")
             # Text of one form is in the order of time, and as short as the bound it stands for all that begins so.
             if values.dtype.kind == "M":
@@ -79,6 +93,14 @@ class Span:
             return values, float(bound)
         except ValueError:
             raise ConfigError(f"--from, --to: {bound!r} is no number, and '{dim}' is counted by numbers") from None
+
+
+def _is_in_calendar(time: str) -> bool:
+    try:
+        np.datetime64(time)
+    except ValueError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str | None:

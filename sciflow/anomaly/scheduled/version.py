@@ -20,6 +20,9 @@ from sciflow.data.place import consolidate
 
 __all__ = ["write_results"]
 
+# A flipped byte is an error, never a wrong number.
+CODEC = zarr.codecs.ZstdCodec(level=0, checksum=True)
+
 
 def write_results(
     path: Path,
@@ -79,7 +82,8 @@ def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Ma
         "position": xr.Variable((dim,), axis.position, {"long_name": "place in that store"}),
     }
     dataset = xr.Dataset(coords={**grid.fixed, **grown}, attrs=dict(attributes))
-    dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=False)
+    encoding = {name: {"compressors": [CODEC]} for name in dataset.coords}
+    dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=False, encoding=encoding)
     group = zarr.open_group(str(path), mode="r+")
     shape = (len(axis), *grid.inner)
     for name, (dtype, empty, attrs) in FIELDS.items():
@@ -88,6 +92,7 @@ def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Ma
             shape=shape,
             dtype=dtype,
             chunks=(chunks.length, *(max(1, size) for size in grid.inner)),
+            compressors=[CODEC],
             fill_value=empty,
             dimension_names=grid.dims,
             attributes=dict(attrs),
@@ -97,6 +102,7 @@ def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Ma
         shape=(*shape, *grid.event_shape),
         dtype="float32",
         chunks=(*chunks.attribution, *grid.event_shape),
+        compressors=[CODEC],
         fill_value=np.nan,
         dimension_names=(*grid.dims, *grid.event_axes),
         attributes=dict(ATTRIBUTION),

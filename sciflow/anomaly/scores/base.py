@@ -76,7 +76,8 @@ class Score(ABC):
             context: As densities take it, broadcast over the batch.
 
         Returns:
-            ``[*batch]``, float64; NaN of rows that are not finite.
+            ``[*batch]``, float64; NaN of rows that are not finite, or whose context is not known. Of rows so far out
+            that their score cannot be computed it is infinite.
 
         Raises:
             ConfigError: It has to be fitted first.
@@ -95,6 +96,8 @@ class Score(ABC):
             ]
         scores = torch.cat(parts)
         finite = torch.isfinite(rows).flatten(1).all(1)
+        known = finite if c is None else finite & self.densities[0].knows(c)
+        scores = torch.where(known & scores.isnan(), torch.inf, scores)
         return torch.where(finite, scores, torch.nan).reshape(batch)
 
     def normal_values(self, reference: Tensor, context: Tensor | None) -> Tensor:

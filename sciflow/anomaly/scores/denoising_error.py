@@ -10,7 +10,6 @@ from torch import Tensor
 from sciflow.anomaly.scores.noise import DiffusionScore
 from sciflow.arguments import Arguments
 from sciflow.diffusion import Diffusion
-from sciflow.diffusion.rows import over_events
 from sciflow.row_noise import RowNoise
 
 __all__ = ["DenoisingError"]
@@ -49,24 +48,22 @@ class DenoisingError(DiffusionScore):
         return torch.log1p(self._errors(x, context) / self.found["median"]).mean(1)
 
     def attribution(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Share of every element in the error, times the score."""
+        """Squared error of every element, in units of the noise and of their mean over normal rows, where fitted."""
         rows, c = self._rows(x, context)
         with self._evaluating():
-            squares = torch.stack([square / median for square, median in self._squares(rows, c)]).mean(0)
-            whole = squares.flatten(1).sum(1).clamp_min(torch.finfo(squares.dtype).tiny)
-            return squares * over_events(self(x, context) / whole, squares)
+            return torch.stack([square / median for square, median in self._squares(rows, c)]).mean(0)
 
     def _errors(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Mean squared errors at every level, ``[n, num_levels]``, float64."""
         return torch.stack([square.flatten(1).mean(1) for square, _ in self._squares(x, context)], 1)
 
     def _squares(self, x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Squared errors of every element at every level, and the median of their mean; float64."""
+        """Squared errors of every element at every level, and the median of their mean, or that of noise; float64."""
         y, c = self._normalised(x, context)
         random = RowNoise(y / self.densities[0].denoiser.data_std.to(y.dtype), self.arguments["seed"])
         num_draws = self.arguments["num_draws"]
         levels = self._levels(0.1, 2.0, self.arguments["num_levels"])
-        medians = self.found.get("median", torch.ones_like(levels))
+        medians = self.found.get("median", levels.square())
         for number, (level, median) in enumerate(zip(levels, medians, strict=True)):
             total = torch.zeros(y.shape, dtype=torch.float64, device=y.device)
             for draw in range(num_draws):

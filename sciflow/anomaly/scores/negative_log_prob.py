@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from sciflow.anomaly.scores.base import Score
+from sciflow.anomaly.scores.denoising_error import DenoisingError
 from sciflow.arguments import plain
 from sciflow.density import Density
+from sciflow.diffusion import Diffusion
 
 __all__ = ["NegativeLogProb"]
 
@@ -33,6 +35,11 @@ class NegativeLogProb(Score):
 
     def __init__(self, density: Density, method: str | None = None, **options: Any) -> None:
         super().__init__(density, method=method, **{key: plain(f"option {key}", v) for key, v in options.items()})
+
+    def attribution(self, x: Tensor, context: Tensor | None) -> Tensor | None:
+        """Of a diffusion model, what it is off by in every element when it takes noise off; None of others."""
+        density = self.densities[0]
+        return DenoisingError(density).attribution(x, context) if isinstance(density, Diffusion) else None
 
     def _scores(self, x: Tensor, context: Tensor | None) -> Tensor:
         options = {name: value for name, value in self.arguments.items() if name != "method"}

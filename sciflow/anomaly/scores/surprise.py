@@ -10,6 +10,7 @@ __all__ = ["surprise"]
 _BODY = 0.9
 _LEAST_IN_TAIL = 5
 _HEAVIEST = 0.9
+_ROUNDING = 1e-5
 
 
 def surprise(values: Tensor, normal: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def surprise(values: Tensor, normal: Tensor) -> Tensor:
     with :math:`q` the value that nine in ten do not exceed: beyond it, where counts are few and at last there are none,
     the share is that of a generalised Pareto distribution, fitted to the :math:`m` values there by its first two
     L-moments (Hosking and Wallis, 1987, doi:10.2307/1269343), with a shape of 0 to 0.9. So values far out are still
-    told apart, and no score with a long tail drowns the others.
+    told apart, and no score with a long tail drowns the others. Values count as equal up to what single precision
+    leaves open: the last digit, which depends on how many rows are scored at a time, decides nothing.
 
     Args:
         values: ``[n]``.
@@ -35,11 +37,13 @@ def surprise(values: Tensor, normal: Tensor) -> Tensor:
     """
     normal, values = normal.double(), values.double().contiguous()
     n = len(normal)
-    above = n - torch.searchsorted(normal, values, right=True)
-    as_high = n - torch.searchsorted(normal, values, right=False)
+    near = _ROUNDING * values.abs().nan_to_num(0.0, 0.0).clamp_min(1.0)
+    above = n - torch.searchsorted(normal, values + near, right=True)
+    as_high = n - torch.searchsorted(normal, values - near, right=False)
     body = -torch.log(((above + as_high) / 2 + 0.5) / (n + 1))
     start = torch.quantile(normal, _BODY)
-    excess = normal[normal > start] - start
+    beyond_start = _ROUNDING * start.abs().clamp_min(1.0)
+    excess = normal[normal > start + beyond_start] - start
     m = len(excess)
     if m < _LEAST_IN_TAIL:
         return body
@@ -50,4 +54,4 @@ def surprise(values: Tensor, normal: Tensor) -> Tensor:
     beyond = (values - start).clamp_min(0) / (first * (1 - shape)).clamp_min(torch.finfo(torch.float64).tiny)
     log_share = torch.where(shape > 1e-6, torch.log1p(shape * beyond) / shape.clamp_min(1e-6), beyond)
     tail = log_share - torch.log(torch.tensor(m / (n + 1), dtype=torch.float64))
-    return torch.where(values > start, tail, body)
+    return torch.where(values > start + beyond_start, tail, body)

@@ -49,7 +49,7 @@ def winters(file: Path, out: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of land, which never varies
             detector = sf.Detector(seed=seed).fit(early, progress=False)
-        found = detector.predict(late, false_alarm_rate=0.5)
+        found = detector.predict(late, false_alarm_rate=detector.calibration.resolution())
         order = year[year >= 1980][np.argsort(-found.scores)]
         ranks.append([int(np.flatnonzero(order == winter)[0]) + 1 for winter in known])
         table.add_row(str(seed), *(f"{winter}{'*' if winter in known else ''}" for winter in order[:MOST_SHOWN]))

@@ -95,7 +95,7 @@ def one_series(folder: Path, name: str, way: str, page: Path | None) -> dict[str
         warnings.simplefilter("ignore")
         detector.fit(early.isel(time=~odd_week), progress=False).calibrate(early.isel(time=odd_week))
     # As seldom as calibration can tell; with a tail, one hour a month.
-    rate = 1 / 720 if detector.tail else detector.calibration.resolution() * 1.0001
+    rate = 1 / 720 if detector.tail else detector.calibration.resolution()
     found = detector.predict(late, false_alarm_rate=min(0.5, rate))
     flag, is_odd = found.decision.flag, which >= 0
     false = late.time.values[flag & ~is_odd]

@@ -53,13 +53,13 @@ def throughput(arguments: argparse.Namespace) -> None:
     table = Table("what", "figure", "goal", title=f"sciflow detect --local, {sizes[0]:,} rows x {COLUMNS}, one thread")
     for column, kind in enumerate(("processor", "wall")):
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios[:, column])
-        table.add_row(f"log p of the bare model, {kind} time [s]", f"{np.median(alone[:, column]):.1f}", "")
+        table.add_row(f"log p of the bare model, {kind} time, seconds", f"{np.median(alone[:, column]):.1f}", "")
         table.add_row("the command, from its start to its end", f"{np.median(times, 0)[column]:.1f}", "")
         table.add_row("the one over the other, in turns", f"{np.median(ratios[:, column]):.2f} ({each})", "<= 1.3")
         by_four = more[column] / np.median(alone[:, column]) / 4
         table.add_row(f"of {sizes[1]:,} rows, by four times the bare time", f"{by_four:.2f}", "<= 1.3")
     for size, most in memory.items():
-        table.add_row(f"most memory, {size:,} rows [MB]", f"{np.median(most):.0f}", "does not grow")
+        table.add_row(f"most memory, {size:,} rows, MB", f"{np.median(most):.0f}", "does not grow")
     events = zarr.open_group(str(found(root)), mode="r")["flag"][:]  # of the larger one
     odd = odd_rows(sizes[1], 2)
     table.add_row("of the rows put in, found", f"{events[odd].mean():.2f}", "")

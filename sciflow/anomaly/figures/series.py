@@ -64,7 +64,7 @@ def score_series(
     shown = np.clip(top, *limits)
     line = {"lw": 1.0} if axis.is_ordered else {"ls": "", "marker": ".", "ms": 3.5, "mew": 0}
     many = len(begins) < len(score)
-    words = "score" + (f", the highest of each {len(score) // len(begins):,} or so" if many else "")
+    words = "score" + (f", the highest of each {-(-len(score) // len(begins)):,} or so" if many else "")
     axes.plot(x, shown, color=PALETTE[0], label=words, rasterized=True, **line)
     _lone_points(axes, x, shown)
     if flagged.any():

@@ -39,7 +39,7 @@ class TestWhoDraws:
             for item in items:
                 work(item)
 
-        monkeypatch.setattr("sciflow.scoring.distributed._each_on_ray", each_on_ray)
+        monkeypatch.setattr("sciflow.scoring.distributed.each_on_ray", each_on_ray)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         return given
 

@@ -88,7 +88,7 @@ def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Te
         of_rows = None if context is None else context[rows].repeat_interleave(len(typical), 0)
         after = score(changed, of_rows).reshape(len(pairs), len(typical)).nan_to_num(torch.inf).amin(1)
         falls[rows, some] = before[rows] - after
-    return _finite(falls).clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
+    return falls.clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
 
 
 def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:

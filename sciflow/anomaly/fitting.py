@@ -91,7 +91,7 @@ def fitted(
     Raises:
         DataError: There are too few rows, or some have missing values.
     """
-    cut = _of_store(rows.data, seed) if isinstance(rows.data, Store) else _of_rows(rows, block, seed)
+    cut = _of_store(rows, rows.data, seed) if isinstance(rows.data, Store) else _of_rows(rows, block, seed)
     given = density_of(score, density)
     as_floats(np.asarray(cut.train), "float32" if given is None else str(given.dtype).removeprefix("torch."), "events")
     trained: dict[str, Density] = {}
@@ -103,7 +103,7 @@ def fitted(
 
     def on_smoothed(flow: Density) -> Density:
         train, judge = smoothed(cut.train, _SMOOTHED, seed), smoothed(cut.judge, _SMOOTHED // 10, seed + 1)
-        settings = {"max_steps": _STEPS, "degenerate": "warn", **training}
+        settings = {"max_steps": _STEPS, **training}
         with warnings.catch_warnings():
             # What never varies, or lies on a grid, is the others' to judge.
             warnings.filterwarnings("ignore", "element|columns", UserWarning)
@@ -181,13 +181,13 @@ def _shares(n: int, shape: tuple[int, ...], block: int | None, seed: int) -> tup
     return tuple(np.flatnonzero(of_row == part) for part in range(3))
 
 
-def _of_store(store: Store, seed: int) -> _Cut:
+def _of_store(rows: Given, store: Store, seed: int) -> _Cut:
     if not len(store.test):
         raise DataError(
             f"{store.path}: no test events to calibrate on: shard it with a share of them, such as --split 0.7,0.1,0.2"
         )
     train, judge = (_some(split, seed) for split in (store.train, store.validation))
-    return _Cut(*train, *judge, Given(store, None, store.layout, tuple(store.event_shape)).parts(("test",)))
+    return _Cut(*train, *judge, rows.parts(("test",)))
 
 
 def _some(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -183,7 +183,8 @@ def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] |
         _require_layout(data.layout, trained, event_shape, data.path)
         return Given(data, None, data.layout, tuple(data.event_shape))
     if hasattr(data, "dims") or hasattr(data, "columns"):
-        source = _source(as_dataset(data), trained)
+        # Cut as the training data were.
+        source = GridSource(as_dataset(data), **({} if trained is None else trained.request()))
         _require_layout(source.layout, trained, event_shape, "data")
         return Given(data, source, source.layout, source.layout.event_shape)
     rows = data if isinstance(data, torch.Tensor) else numbers(data)
@@ -193,21 +194,6 @@ def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] |
     if rows.ndim == 1:
         raise ShapeError(f"rows [n, *event_shape] expected; got {list(rows.shape)}: of single numbers give x[:, None]")
     return Given(rows, None, None, tuple(rows.shape[1:]))
-
-
-def _source(dataset: xr.Dataset, trained: Layout | None) -> GridSource:
-    """Cut labelled data as the training data were."""
-    if trained is None:
-        return GridSource(dataset)
-    return GridSource(
-        dataset,
-        variables=trained.variables,
-        event={dim.name: None if dim.stride is None else dim.size for dim in trained.event_dims} or None,
-        sample=[dim.source for dim in trained.sample_dims if dim.source not in {e.name for e in trained.event_dims}],
-        stride={dim.name: dim.stride for dim in trained.event_dims if dim.stride is not None},
-        context=trained.context,
-        dtype=trained.dtype,
-    )
 
 
 def _require_layout(layout: Layout, trained: Layout | None, event_shape: Sequence[int] | None, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ __all__ = ["LORD", "SAFFRON"]
 _BLOCK = 16384
 
 
-class _Online:
+class _Online(ABC):
     r"""Test p-values in order, each at a level that falls while nothing is found and rises with every discovery.
 
     A clock :math:`u` starts at 0 and counts tests; discovery j is made when it comes to show :math:`v_j`. The next test
@@ -44,13 +45,13 @@ class _Online:
         self._gammas = np.zeros(0)
         self._block, self._levels = -1, np.zeros(0)
 
+    @abstractmethod
     def _gamma(self, i: np.ndarray) -> np.ndarray:
         """The share of its budget that a discovery spends on the i-th tick after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ticks(self, p: np.ndarray) -> np.ndarray:
         """For which tests the clock goes on."""
-        raise NotImplementedError
 
     def decide(self, p_values: Any, *, resolution: float = 0.0) -> Decision:
         """Decide on the next p-values of the stream; two calls in a row are as one.

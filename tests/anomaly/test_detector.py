@@ -273,6 +273,13 @@ class TestWhy:
         why = detector.explain(np.array([[1.5, -1.5, 0.0]]))[0]
         assert why[:2].min() > 5 * why[2]
 
+    def test_is_of_the_row_and_its_context_alone(self):
+        x, context = rows(600, 2), rows(600, 1, seed=1)
+        detector = sf.Detector("nll", training=QUICK).fit(3 * context + x, context, progress=False)
+        new, theirs = np.array([[9.0, 0.0], [0.0, 0.0], [-9.0, 3.0]]), np.array([[0.0], [1.0], [-3.0]])
+        alone = [detector.explain(new[[i]], theirs[[i]])[0] for i in range(3)]
+        np.testing.assert_allclose(detector.explain(new, theirs), alone, rtol=1e-3, atol=1e-3)
+
     def test_the_nearest_typical_row_is_near_and_typical(self, detector, odd):
         edited = detector.nearest_typical(odd[-2:])
         usual = np.median(detector.score(rows(2000)))

@@ -15,12 +15,7 @@ from sciflow.density import Density
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.modes import in_evaluation_mode
 
-__all__ = ["Score"]
-
-# What networks make of so many lies in a processor's cache: of 32 numbers by a flow it is twice as fast as with eight
-# times as many (``tests/benchmarks/anomaly_throughput.py``). Other devices want more at once.
-_VALUES_AT_A_TIME = {"cpu": 1 << 17}
-_OF_OTHERS = 1 << 20
+__all__ = ["Score", "values_at_a_time"]
 
 
 class Score(ABC):
@@ -87,8 +82,7 @@ class Score(ABC):
         x = self._events(x)
         batch = x.shape[: x.ndim - len(self.event_shape)]
         rows, c = self._rows(x, context)
-        at_a_time = _VALUES_AT_A_TIME.get(rows.device.type, _OF_OTHERS)
-        size = max(1, at_a_time // max(1, self.event_shape.numel()))
+        size = max(1, values_at_a_time(rows.device) // max(1, self.event_shape.numel()))
         contexts = [None] * len(rows.split(size)) if c is None else c.split(size)
         with self._evaluating():
             parts = [
@@ -177,3 +171,12 @@ class Score(ABC):
         shown = [type(density).__name__ for density in self.densities]
         shown += [f"{name}={value!r}" for name, value in self.arguments.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def values_at_a_time(device: torch.device) -> int:
+    """How many numbers are best scored at once.
+
+    What networks make of so many lies in a processor's cache: of 32 numbers by a flow it is twice as fast as with eight
+    times as many (``tests/benchmarks/anomaly_throughput.py``). Other devices want more.
+    """
+    return 1 << 17 if device.type == "cpu" else 1 << 20

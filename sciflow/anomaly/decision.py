@@ -43,6 +43,7 @@ def decide(
     false_alarm_rate: float | None = None,
     method: Literal["bh", "by"] = "bh",
     resolution: float = 0.0,
+    num_tests: int | None = None,
 ) -> Decision:
     r"""Flag rows at a false-discovery rate, or at a fixed false-alarm rate.
 
@@ -65,10 +66,11 @@ def decide(
         false_alarm_rate: In (0, 1), in place of it.
         method: Of the false-discovery rate.
         resolution: The smallest p-value that the calibration can give, ``calibration.resolution()``, for the note.
+        num_tests: How many p-values there are, where those above the rate are left out: none of them can be flagged.
 
     Raises:
         ConfigError: Both rates or none, a rate outside (0, 1), or an unknown method.
-        DataError: A p-value outside [0, 1].
+        DataError: A p-value outside [0, 1], or more of them than tests.
 
     Example:
         >>> found = decide([0.01, 0.02, 0.2, 0.9], fdr=0.1)
@@ -83,18 +85,26 @@ def decide(
         raise ConfigError(f"method is {method!r}; known: bh, by")
     p = checked_p_values(p_values)
     ordered = np.sort(p[~np.isnan(p)])
-    m = len(ordered)
+    m = len(ordered) if num_tests is None else num_tests
+    if m < len(ordered):
+        raise DataError(f"num_tests is {m:,}, and there are {len(ordered):,} p-values")
     if fdr is None:
         alone = level = checked_level(false_alarm_rate, "false_alarm_rate")
         passed = np.flatnonzero(fits(ordered, level))
     else:
         level = checked_level(fdr, "fdr")
-        counts = np.arange(1, m + 1)
-        alone = level / max(m, 1) / (float(np.sum(1 / counts)) if method == "by" and m else 1.0)
-        passed = np.flatnonzero(fits(ordered, alone * counts))
+        alone = level / max(m, 1) / (_harmonic(m) if method == "by" and m else 1.0)
+        passed = np.flatnonzero(fits(ordered, alone * np.arange(1, len(ordered) + 1)))
     threshold = float(ordered[passed[-1]]) if len(passed) else math.nan
     note = None if len(passed) else resolution_note(m, alone, resolution)
     return Decision(p <= threshold, threshold, level, "fixed" if fdr is None else method, note)
+
+
+def _harmonic(m: int) -> float:
+    r""":math:`\sum_{i=1}^m 1/i`."""
+    from scipy.special import digamma
+
+    return float(digamma(m + 1) + np.euler_gamma)
 
 
 def fits(p_values: np.ndarray | float, levels: np.ndarray | float) -> np.ndarray:

@@ -43,6 +43,18 @@ class TestFalseDiscoveryRate:
         assert found.flag.tolist() == [*expected.flag.tolist(), *[False] * 50]
         np.testing.assert_equal(found.threshold, expected.threshold)
 
+    def test_is_the_same_without_the_p_values_that_are_above_the_level(self, method):
+        rng = np.random.default_rng(3)
+        p = np.where(rng.random(500) < 0.1, rng.random(500) * 1e-3, rng.random(500))
+        expected, small = decide(p, fdr=0.1, method=method), p <= 0.1
+        found = decide(p[small], fdr=0.1, method=method, num_tests=500)
+        assert found.flag.tolist() == expected.flag[small].tolist()
+        assert found.threshold == expected.threshold
+
+    def test_there_are_no_more_p_values_than_tests(self, method):
+        with pytest.raises(DataError, match="num_tests is 2, and there are 3"):
+            decide([0.1, 0.2, 0.3], fdr=0.1, method=method, num_tests=2)
+
 
 def test_the_rate_of_yekutieli_is_kept_where_rows_depend_on_each_other_and_that_of_hochberg_need_not_be():
     # The least favourable dependence, all normal. With probability

@@ -16,6 +16,7 @@ from watched import World, killed
 
 from sciflow.anomaly.scheduled import detect as calling
 from sciflow.anomaly.scheduled import job, publish, results, tasks, version, work
+from sciflow.anomaly.scheduled.chunk import Chunk
 from sciflow.anomaly.scheduled.folder import Folder
 from sciflow.anomaly.scheduled.plan import Plan
 from sciflow.errors import RunError
@@ -30,8 +31,8 @@ STAGES = {
     "none is explained": (tasks.Task, "explain", 1),
     "all are explained": (Folder, "begin", 1),
     "an empty version": (version, "_laid_out", 1),
-    "no chunk": (version, "_write_chunk", 1),
-    "a chunk without attributions": (version, "_write_attribution", 1),
+    "no chunk": (version, "Chunk", 1),
+    "a chunk without attributions": (Chunk, "attributions", 1),
     "the results are whole": (version, "consolidate", 1),
     "no events": (publish, "_flagged", 1),
     "no page": (publish, "_last", 1),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sciflow.anomaly.scheduled.runs import Runs
 from sciflow.errors import LayoutError
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Axis", "Stretch"]
+
+# A position of a store as one number: that of the store times this, and its place there.
+_PLACES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -35,27 +39,35 @@ class Stretch:
 class Axis:
     """Positions of all stores along the dimension that grows; late ones come in at their place.
 
+    Where stores come one after the other, all that is kept by position are coordinates: of a table, nothing.
+
     Attributes:
         dim: Name of the dimension.
-        store: ``[n]``, the number of the store that a position belongs to.
-        position: ``[n]``, its place in that store.
+        places: ``[n]``, the store that a position belongs to, and its place there, as one number.
         coordinates: Along the dimension; by the one of its own name it is sorted, without that by store.
     """
 
     dim: str
-    store: np.ndarray
-    position: np.ndarray
+    places: Runs
     coordinates: Mapping[str, xr.Variable]
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.places)
+
+    @classmethod
+    def of(
+        cls, dim: str, parts: Iterable[tuple[np.ndarray, np.ndarray]], coordinates: Mapping[str, xr.Variable]
+    ) -> Axis:
+        """Undo :meth:`stores` and :meth:`positions`, part by part."""
+        runs = [Runs.of(store.astype(np.int64) * _PLACES + position) for store, position in parts]
+        return cls(dim, Runs.joined(runs), coordinates)
 
     @classmethod
     def empty(cls, dim: str) -> Axis:
         """No positions at all."""
-        return cls(dim, np.empty(0, np.int32), np.empty(0, np.int32), {})
+        return cls(dim, Runs([], []), {})
 
-    def replaced(self, stretches: Sequence[Stretch], rank: Mapping[int, str]) -> tuple[Axis, np.ndarray]:
+    def replaced(self, stretches: Sequence[Stretch], rank: Mapping[int, str]) -> tuple[Axis, Runs]:
         """Put stores in place of what was there of them, and in between the others.
 
         Args:
@@ -63,34 +75,50 @@ class Axis:
             rank: Names of all stores by number, which order them where there is no coordinate.
 
         Returns:
-            The new axis, and ``[n]``: where each of its positions was, -1 where it is new.
+            The new axis, and ``[n]``: where each of its positions was, below 0 where it is new.
         """
-        kept = np.flatnonzero(~np.isin(self.store, [stretch.code for stretch in stretches]))
-        store = np.concatenate(
-            [self.store[kept], *(np.full(stretch.size, stretch.code, np.int32) for stretch in stretches)]
+        kept = np.flatnonzero(~np.isin(self.places.first // _PLACES, [stretch.code for stretch in stretches]))
+        begin, length = self.places.begin[kept], self.places.length[kept]
+        parts: list[Mapping[str, xr.Variable]] = [
+            {name: variable[start : start + size] for name, variable in self.coordinates.items()}
+            for start, size in zip(begin, length, strict=True)
+        ]
+        parts += [stretch.coordinates for stretch in stretches]
+        sizes = np.array([stretch.size for stretch in stretches], np.int64)
+        codes = np.array([stretch.code for stretch in stretches], np.int64)
+        # What is new counts up to below 0.
+        runs = np.stack(
+            [np.append(self.places.first[kept], codes * _PLACES), np.append(begin, -sizes), np.append(length, sizes)]
         )
-        position = np.concatenate(
-            [self.position[kept], *(np.arange(stretch.size, dtype=np.int32) for stretch in stretches)]
-        )
-        was = np.concatenate([kept, np.full(len(store) - len(kept), -1)])
-        order = np.lexsort((position, _places_of(rank)[store]))
-        parts = [{name: variable[kept] for name, variable in self.coordinates.items()}] if len(kept) else []
-        parts += [dict(stretch.coordinates) for stretch in stretches]
-        first = parts[0] if parts else {}
-        values = {name: np.concatenate([part[name].values for part in parts]) for name in first}
-        if self.dim in values:
-            order = order[np.argsort(values[self.dim][order], kind="stable")]
+        order = np.lexsort((runs[0], _places_of(rank)[runs[0] // _PLACES]))
+        first, was, length = runs[:, order]
+        places, were = Runs(first, length), Runs(was, length)
+        example = parts[0] if parts else {}
+        values = {name: np.concatenate([parts[i][name].values for i in order]) for name in example}
+        if self.dim in values and not (values[self.dim][1:] >= values[self.dim][:-1]).all():
+            by_value = np.argsort(values[self.dim], kind="stable")
+            places, were = Runs.of(places[:][by_value]), Runs.of(were[:][by_value])
+            values = {name: column[by_value] for name, column in values.items()}
         coordinates = {
-            name: type(variable)((self.dim,), values[name][order], variable.attrs) for name, variable in first.items()
+            name: type(variable)((self.dim,), values[name], variable.attrs) for name, variable in example.items()
         }
-        return Axis(self.dim, store[order], position[order], coordinates), was[order]
+        return Axis(self.dim, places, coordinates), were
 
-    def rows_of(self, code: int) -> np.ndarray:
-        """Where the positions of a store are, in the order that they have there."""
-        mine = np.flatnonzero(self.store == code)
-        rows = np.empty_like(mine)
-        rows[self.position[mine]] = mine
-        return rows
+    def stores(self, index: slice | np.ndarray) -> np.ndarray:
+        """Numbers of the stores that positions belong to."""
+        return self.places[index] // _PLACES
+
+    def positions(self, index: slice | np.ndarray) -> np.ndarray:
+        """Places that positions have in their stores."""
+        return self.places[index] % _PLACES
+
+    def first(self, code: int) -> int:
+        """Where the first position of a store is, of those that are there."""
+        return int(self.places.begin[:-1][self.places.first // _PLACES == code].min())
+
+    def find(self, code: int, positions: np.ndarray) -> np.ndarray:
+        """Where positions of a store are."""
+        return self.places.find(code * _PLACES + positions)
 
     def require_apart(self, stretch: Stretch, names: Mapping[int, str]) -> None:
         """Refuse positions that another store has already.
@@ -103,12 +131,12 @@ class Axis:
         mine, its = self.coordinates[self.dim].values, stretch.coordinates[self.dim].values
         if mine.dtype.kind != its.dtype.kind:
             raise LayoutError(f"coordinate '{self.dim}' is of another kind ({its.dtype}) than before ({mine.dtype})")
-        others = np.flatnonzero(self.store != stretch.code)
-        both = others[np.isin(mine[others], its)]
-        if len(both):
-            raise LayoutError(
-                f"{self.dim}={mine[both[0]]} is in {names[int(self.store[both[0]])]} already: a place has one store"
-            )
+        both = np.flatnonzero(np.isin(mine, its))
+        codes = self.stores(both)
+        others = np.flatnonzero(codes != stretch.code)
+        if len(others):
+            place, code = both[others[0]], int(codes[others[0]])
+            raise LayoutError(f"{self.dim}={mine[place]} is in {names[code]} already: a place has one store")
 
 
 def _places_of(rank: Mapping[int, str]) -> np.ndarray:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sciflow.anomaly.scheduled.plan import Plan, Unit
+from sciflow.anomaly.scheduled.evidence import Evidence
+from sciflow.anomaly.scheduled.plan import Unit
 from sciflow.anomaly.scheduled.sample import sampled
-from sciflow.anomaly.scheduled.tasks import Task
-from sciflow.anomaly.scheduled.watch import Opened
 from sciflow.sections import Detection
 
 if TYPE_CHECKING:
     from sciflow.anomaly.decision import Decision
-    from sciflow.anomaly.detector import Detector
     from sciflow.anomaly.drift import Drift
 
 __all__ = ["Judged", "Rows", "judge"]
@@ -25,28 +22,17 @@ __all__ = ["Judged", "Rows", "judge"]
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of a shard's rows that are judged; ten bytes a row are all that a run holds in memory.
+    """Which rows of a shard are judged, and which of them are flagged.
 
     Attributes:
         inside: Their places in the shard; None for all of it.
-        p_value: Of each.
-        extrapolated: Of each, whether the p-value is.
-        flag: Of each.
+        size: How many they are.
+        flagged: Places in the shard of those that are flagged, in order.
     """
 
     inside: np.ndarray | None
-    p_value: np.ndarray
-    extrapolated: np.ndarray
-    flag: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.p_value)
-
-    @property
-    def flagged(self) -> np.ndarray:
-        """Places in the shard of those that are flagged."""
-        places = np.flatnonzero(self.flag)
-        return places if self.inside is None else self.inside[places]
+    size: int
+    flagged: np.ndarray
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Of values of all rows of the shard, theirs."""
@@ -76,13 +62,11 @@ class Judged:
     @property
     def num_rows(self) -> int:
         """Rows that were judged."""
-        return sum(map(len, self.rows.values()))
+        return sum(rows.size for rows in self.rows.values())
 
 
 def judge(
-    plan: Plan,
-    task: Task,
-    detector: Detector,
+    evidence: Evidence,
     settings: Detection,
     stores: Sequence[str],
     online: Mapping[str, Any] | None,
@@ -94,9 +78,7 @@ def judge(
     control goes from store to store and from run to run; rows that are judged again are new tests to it.
 
     Args:
-        plan: What was to be scored.
-        task: Knows the scores.
-        detector: Calibrated.
+        evidence: What is known of the rows.
         settings: How to decide.
         stores: Stores of the plan that are judged, in the order of what they hold.
         online: State of online control.
@@ -104,101 +86,100 @@ def judge(
     """
     found = Judged(online=None if online is None else dict(online))
     for name in stores:
-        units = [unit for unit in plan.parts[name].units if task.failure(unit) is None]
-        rows = [_p_values(plan, task, detector, unit, found) for unit in units]
-        order = _order([row.of(task.scores(unit)[0]) for unit, row in zip(units, rows, strict=True)])
-        p_value = np.concatenate([np.empty(0), *(row.p_value for row in rows)])
-        decision = _decide(found, p_value[order], detector.calibration.resolution(), settings)
-        flag = np.empty(len(p_value), bool)
-        flag[order] = decision.flag
-        start = 0
-        for unit, row in zip(units, rows, strict=True):
-            row.flag[:] = flag[start : start + len(row)]
-            found.rows[unit] = row
-            start += len(row)
-    _look_for_drift(found, plan, task, detector, stores, drift)
+        units = [unit for unit in evidence.plan.parts[name].units if evidence.task.failure(unit) is None]
+        is_stream = settings.false_alarm_rate is None and settings.method in ("lord", "saffron")
+        decide_on = _one_after_the_other if is_stream else _all_at_once
+        decide_on(found, evidence, units, settings)
+    _look_for_drift(found, evidence, stores, drift)
     return found
 
 
-def _p_values(plan: Plan, task: Task, detector: Detector, unit: Unit, found: Judged) -> Rows:
-    index, score = task.scores(unit)
-    opened = plan.opened(unit.store)
-    inside = None
-    if plan.span is not None and not unit.is_new:
-        dim = opened.grid.dims[0]
-        covered = plan.span.covers(dim, opened.along[dim].values)
-        inside = np.flatnonzero(covered[index // opened.grid.inner_size])
-        index, score = index[inside], score[inside]
-    p = detector.calibration.p_values(score, groups=_groups(plan, detector, unit.store, index))
-    for group, count in p.unknown.items():
-        found.unknown[str(group)] = found.unknown.get(str(group), 0) + count
-    return Rows(inside, p.p_value, p.extrapolated, np.zeros(len(index), bool))
+def _all_at_once(found: Judged, evidence: Evidence, units: Sequence[Unit], settings: Detection) -> None:
+    """Decide on all rows of a store, of which only those are kept that could be flagged."""
+    from sciflow.anomaly.decision import decide, fits
+
+    asked: dict[str, Any] = {"fdr": settings.fdr, "method": settings.method}
+    if settings.false_alarm_rate is not None:
+        asked = {"false_alarm_rate": settings.false_alarm_rate}
+    level = settings.fdr if settings.false_alarm_rate is None else settings.false_alarm_rate
+    insides, sizes, places, small, num_tests = [], [], [], [np.empty(0)], 0
+    for unit in units:
+        inside, p_value = _looked_up(found, evidence, unit)
+        could_be = np.flatnonzero(fits(p_value, level))
+        insides.append(inside)
+        sizes.append(len(p_value))
+        places.append(could_be)
+        small.append(p_value[could_be])
+        num_tests += int(np.count_nonzero(~np.isnan(p_value)))
+    resolution = evidence.detector.calibration.resolution()
+    decision = decide(np.concatenate(small), **asked, resolution=resolution, num_tests=num_tests)
+    _note(found, decision)
+    flags = np.split(decision.flag, np.cumsum([len(some) for some in places])[:-1])
+    for unit, inside, size, some, flag in zip(units, insides, sizes, places, flags, strict=False):
+        found.rows[unit] = Rows(inside, size, _in_shard(inside, some[flag]))
 
 
-def _groups(plan: Plan, detector: Detector, store: str, index: np.ndarray) -> np.ndarray | None:
-    if detector.group is None:
-        return None
-    return _labels(plan.opened(store), detector.group)[index]
-
-
-@lru_cache(maxsize=1)
-def _labels(opened: Opened, group: str) -> np.ndarray:
-    """Groups of all rows of a store, kept from one shard to the next."""
-    from sciflow.anomaly.groups import group_labels
-
-    return group_labels(group, opened.store.coordinates, opened.grid.dims, opened.store.layout.grid_shape)
-
-
-def _order(places: Sequence[np.ndarray]) -> np.ndarray | slice:
-    """In which rows of several shards stand in the grid; mostly as they are."""
-    if all(len(place) < 2 or (place[1:] > place[:-1]).all() for place in places):
-        ends = np.array([end for place in places if len(place) for end in (place[0], place[-1])])
-        if (ends[1:] >= ends[:-1]).all():
-            return slice(None)
-    return np.argsort(np.concatenate([np.empty(0, np.int64), *places]), kind="stable")
-
-
-def _decide(found: Judged, p_value: np.ndarray, resolution: float, settings: Detection) -> Decision:
-    from sciflow.anomaly.decision import decide
+def _one_after_the_other(found: Judged, evidence: Evidence, units: Sequence[Unit], settings: Detection) -> None:
+    """Decide on the rows of a store in their order, each by what was found before it."""
     from sciflow.anomaly.online import LORD, SAFFRON
 
-    stream = {"lord": LORD, "saffron": SAFFRON}.get(settings.method)
-    if settings.false_alarm_rate is not None:
-        decision = decide(p_value, false_alarm_rate=settings.false_alarm_rate, resolution=resolution)
-    elif stream is None:
-        method: Any = settings.method
-        decision = decide(p_value, fdr=settings.fdr, method=method, resolution=resolution)
-    else:
-        begun = found.online
-        goes_on = begun is not None and (begun["method"], begun["level"]) == (settings.method, settings.fdr)
-        tests: Any = stream.from_state(begun) if begun is not None and goes_on else stream(settings.fdr)
-        decision = tests.decide(p_value, resolution=resolution)
-        found.online = tests.state()
+    stream = {"lord": LORD, "saffron": SAFFRON}[settings.method]
+    rows = [_looked_up(found, evidence, unit) for unit in units]
+    p_value = np.concatenate([np.empty(0), *(of_unit for _, of_unit in rows)])
+    places = [evidence.task.scores(unit)[0] for unit in units]
+    places = [place if inside is None else place[inside] for place, (inside, _) in zip(places, rows, strict=True)]
+    order = np.argsort(np.concatenate([np.empty(0, np.int64), *places]), kind="stable")
+    begun = found.online
+    goes_on = begun is not None and (begun["method"], begun["level"]) == (settings.method, settings.fdr)
+    tests: Any = stream.from_state(begun) if begun is not None and goes_on else stream(settings.fdr)
+    decision = tests.decide(p_value[order], resolution=evidence.detector.calibration.resolution())
+    found.online = tests.state()
+    _note(found, decision)
+    flag = np.empty(len(p_value), bool)
+    flag[order] = decision.flag
+    start = 0
+    for unit, (inside, of_unit) in zip(units, rows, strict=True):
+        flagged = np.flatnonzero(flag[start : start + len(of_unit)])
+        found.rows[unit] = Rows(inside, len(of_unit), _in_shard(inside, flagged))
+        start += len(of_unit)
+
+
+def _looked_up(found: Judged, evidence: Evidence, unit: Unit) -> tuple[np.ndarray | None, np.ndarray]:
+    """Which rows of a shard are judged, and their p-values."""
+    inside = evidence.inside(unit)
+    p = evidence.p_values(unit, inside)
+    for group, count in p.unknown.items():
+        found.unknown[str(group)] = found.unknown.get(str(group), 0) + count
+    return inside, p.p_value
+
+
+def _in_shard(inside: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    return rows if inside is None else inside[rows]
+
+
+def _note(found: Judged, decision: Decision) -> None:
     if decision.note is not None and decision.note not in found.notes:
         found.notes.append(decision.note)
     if decision.flag.any():
         found.threshold = max(found.threshold or 0.0, decision.threshold)
-    return decision
 
 
-def _look_for_drift(
-    found: Judged, plan: Plan, task: Task, detector: Detector, stores: Sequence[str], state: Mapping[str, Any] | None
-) -> None:
+def _look_for_drift(found: Judged, evidence: Evidence, stores: Sequence[str], state: Mapping[str, Any] | None) -> None:
     from sciflow.anomaly.drift import drift
 
     scores, groups, num_flagged = [np.empty(0)], [], 0
     for name in stores:
         units = [unit for unit in found.rows if unit.store == name and unit.is_new]
-        places, some = sampled(task, units, plan.opened(name).grid.inner_size)
+        places, some = sampled(evidence.task, units, evidence.plan.opened(name).grid.inner_size)
         scores.append(some)
-        groups.append(_groups(plan, detector, name, places))
-        num_flagged += sum(int(found.rows[unit].flag.sum()) for unit in units)
+        groups.append(evidence.groups(name, places))
+        num_flagged += sum(len(found.rows[unit].flagged) for unit in units)
     column = np.concatenate(scores)
     if np.isfinite(column).any():
         found.drift = drift(
-            detector.calibration,
+            evidence.detector.calibration,
             column,
             num_flagged=num_flagged,
-            groups=None if detector.group is None else np.concatenate([of for of in groups if of is not None]),
+            groups=np.concatenate(known) if (known := [of for of in groups if of is not None]) else None,
             state=None if state is None else dict(state),
         )

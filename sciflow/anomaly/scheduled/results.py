@@ -19,7 +19,7 @@ from sciflow.data.split import SPLITS
 from sciflow.errors import StoreError, first_line
 from sciflow.likelihood import Status
 
-__all__ = ["ATTRIBUTION", "FIELDS", "Chunks", "Results", "told_of_damage"]
+__all__ = ["ATTRIBUTION", "AXIS", "CHUNK_ROWS", "FIELDS", "Chunks", "Results", "told_of_damage"]
 
 # Rows of a chunk, a power of two; and bytes of a chunk of attributions, which hold whole events.
 CHUNK_ROWS, CHUNK_BYTES = 1 << 16, 2 << 20
@@ -40,6 +40,11 @@ FIELDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "split": ("int8", -1, {"flag_values": [-1, 0, 1, 2], "flag_meanings": " ".join(("no_event", *SPLITS))}),
     "detector": ("int16", -1, {"long_name": "number of the model, score and calibration that judged it"}),
+}
+# Of every position along the first dimension.
+AXIS: dict[str, tuple[str, dict[str, Any]]] = {
+    "store": ("int32", {"long_name": "number of the store, as in the attribute stores"}),
+    "position": ("int64", {"long_name": "place in that store"}),
 }
 ATTRIBUTION: dict[str, Any] = {"long_name": "what each element adds to the score, of flagged rows"}
 
@@ -96,12 +101,17 @@ class Results:
         flag, attribution = dataset["flag"], dataset["attribution"]
         dims = tuple(map(str, flag.dims))
         axes = tuple(map(str, attribution.dims[len(dims) :]))
-        coordinates = dataset.coords.to_dataset()
+        coordinates = dataset.drop_vars(list(AXIS)).coords.to_dataset()
         fixed = {str(name): plain(c.variable) for name, c in coordinates.coords.items() if dims[0] not in c.dims}
         found = along(dims[0], coordinates)
-        store, position = (found.pop(name).values for name in ("store", "position"))
         self.grid = Grid(dims, flag.shape[1:], axes, attribution.shape[len(dims) :], fixed, frozenset(found))
-        self.axis = Axis(dims[0], store, position, found)
+        store, position = (self._whole(name) for name in AXIS)
+        self.axis = Axis.of(dims[0], zip(store, position, strict=True), found)
+
+    def _whole(self, name: str) -> Iterator[np.ndarray]:
+        """A variable along the first dimension, part by part."""
+        array: Any = self.group[name]
+        yield from (array[start : start + CHUNK_ROWS] for start in range(0, array.shape[0], CHUNK_ROWS))
 
     @property
     def chunks(self) -> Chunks:

@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from sciflow.anomaly.scheduled.axis import Axis
+from sciflow.anomaly.scheduled.evidence import Evidence
 from sciflow.anomaly.scheduled.judge import Rows
 from sciflow.anomaly.scheduled.plan import Unit
-from sciflow.anomaly.scheduled.tasks import Task
 from sciflow.data.split import SPLITS
 from sciflow.likelihood import Status
 
@@ -23,19 +24,21 @@ class Source:
 
     Attributes:
         unit: The shard.
-        task: Knows what has been found of it.
+        evidence: What has been found of it.
         rows: Those that are judged; None where results of all of them are there, and stay.
         kept: ``[m]``, places in the store's grid of those that stay.
-        along: Positions in the results of the store's own positions along the first dimension.
+        axis: Of the results.
+        code: Number of the store in them.
         inner_size: Rows at one position.
         detector: Number of what has judged them.
     """
 
     unit: Unit
-    task: Task
+    evidence: Evidence
     rows: Rows | None
     kept: np.ndarray | None
-    along: np.ndarray
+    axis: Axis
+    code: int
     inner_size: int
     detector: int
 
@@ -56,26 +59,33 @@ class Source:
             assert self.kept is not None
             own = self.kept
         else:
-            own = self.rows.of(self.task.scores(self.unit)[0])
+            own = self.rows.of(self.evidence.task.scores(self.unit)[0])
         position, inside = np.divmod(own, self.inner_size)
-        return self.along[position] * self.inner_size + inside
+        return self.axis.find(self.code, position) * self.inner_size + inside
 
-    def fields(self) -> Mapping[str, np.ndarray]:
-        """Values of every field of the results, ``[m]``."""
+    def fields(self, some: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Values of every field of the results, of some ``[k]`` of its rows that are judged."""
         assert self.rows is not None
-        score = self.rows.of(self.task.scores(self.unit)[1])
-        size = len(score)
+        rows = self._in_shard(some)
+        score = self.evidence.task.scores(self.unit)[1][rows]
+        p = self.evidence.p_values(self.unit, rows)
         return {
             "score": score,
-            "p_value": self.rows.p_value,
-            "flag": self.rows.flag,
-            "extrapolated": self.rows.extrapolated,
+            "p_value": p.p_value,
+            "flag": np.isin(rows, self.rows.flagged),
+            "extrapolated": p.extrapolated,
             "status": np.where(np.isnan(score), int(Status.NON_FINITE), int(Status.OK)).astype(np.int8),
-            "split": np.full(size, SPLITS.index(self.unit.split), np.int8),
-            "detector": np.full(size, self.detector, np.int16),
+            "split": np.full(len(rows), SPLITS.index(self.unit.split), np.int8),
+            "detector": np.full(len(rows), self.detector, np.int16),
         }
 
-    def attribution(self) -> np.ndarray:
-        """Of those that are flagged, in their order; none where they could not be read any more."""
+    def attribution(self, some: np.ndarray) -> np.ndarray:
+        """Of some ``[k]`` of its rows, all flagged; none where they could not be read any more."""
         assert self.rows is not None
-        return self.task.attribution(self.unit, self.rows.flagged)
+        found = self.evidence.task.attribution(self.unit, self.rows.flagged)
+        return found[np.searchsorted(self.rows.flagged, self._in_shard(some))] if len(found) else found
+
+    def _in_shard(self, some: np.ndarray) -> np.ndarray:
+        """Places in the shard of some of its rows."""
+        assert self.rows is not None
+        return some if self.rows.inside is None else self.rows.inside[some]

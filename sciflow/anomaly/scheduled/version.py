@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import xarray as xr
 import zarr
 
 from sciflow.anomaly.scheduled.axis import Axis
+from sciflow.anomaly.scheduled.chunk import Chunk
 from sciflow.anomaly.scheduled.grid import Grid
-from sciflow.anomaly.scheduled.results import ATTRIBUTION, FIELDS, Chunks, Results
+from sciflow.anomaly.scheduled.results import ATTRIBUTION, AXIS, CHUNK_ROWS, FIELDS, Chunks, Results
+from sciflow.anomaly.scheduled.runs import Runs
 from sciflow.anomaly.scheduled.source import Source
 from sciflow.data.place import consolidate
 
@@ -29,8 +31,8 @@ def write_results(
     old: Results | None,
     grid: Grid,
     axis: Axis,
-    was: np.ndarray,
-    blank: np.ndarray,
+    was: Runs,
+    fresh: Sequence[int],
     sources: Sequence[Source],
     attributes: Mapping[str, Any],
 ) -> int:
@@ -41,8 +43,8 @@ def write_results(
         old: The version before.
         grid: Where results lie.
         axis: Positions along the first dimension.
-        was: ``[n]``, where each of them was in the version before; -1 where it is new.
-        blank: ``[n]``, whether what was there is no longer so, but for what the sources keep.
+        was: ``[n]``, where each of them was in the version before; below 0 where it is new.
+        fresh: Numbers of stores that were written anew: what was there is no longer so, but for what the sources keep.
         sources: Rows that are new, or kept.
         attributes: Of the store.
 
@@ -59,12 +61,19 @@ def write_results(
     news = 0
     for number in range(len(touched)):
         start, stop = number * chunks.length, min((number + 1) * chunks.length, len(axis))
-        moved = not np.array_equal(was[start:stop], np.arange(start, stop)) or blank[start:stop].any()
+        here = slice(start, stop)
+        blank = np.isin(axis.stores(here), fresh)
+        moved = not np.array_equal(was[here], np.arange(start, stop)) or blank.any()
         if old is not None and not (touched[number] or moved or _was_other(old, stop, chunks)):
             _share(old.path, path, number, chunks, grid)
-        else:
-            inside = [source for source in sources if source.bounds[0] < stop and source.bounds[1] >= start]
-            news += _write_chunk(group, old, grid, chunks, start, was[start:stop], blank[start:stop], inside)
+            continue
+        inside = [source for source in sources if source.bounds[0] < stop and source.bounds[1] >= start]
+        chunk = Chunk(grid, old, start, was[here], blank, inside)
+        for name, values in chunk.fields.items():
+            group[name][here] = values.reshape(len(blank), *grid.inner)  # type: ignore[index]
+        for low, slab in chunk.attributions(chunks.attribution[0]):
+            group["attribution"][start + low : start + low + len(slab)] = slab  # type: ignore[index]
+        news += chunk.news
     consolidate(path)
     return news
 
@@ -75,16 +84,11 @@ def _was_other(old: Results, stop: int, chunks: Chunks) -> bool:
 
 
 def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Mapping[str, Any]) -> zarr.Group:
-    dim = grid.dims[0]
-    grown = {
-        **axis.coordinates,
-        "store": xr.Variable((dim,), axis.store, {"long_name": "number of the store, as in the attribute stores"}),
-        "position": xr.Variable((dim,), axis.position, {"long_name": "place in that store"}),
-    }
-    dataset = xr.Dataset(coords={**grid.fixed, **grown}, attrs=dict(attributes))
+    dataset = xr.Dataset(coords={**grid.fixed, **axis.coordinates}, attrs=dict(attributes))
     encoding = {name: {"compressors": [CODEC]} for name in dataset.coords}
     dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=False, encoding=encoding)
     group = zarr.open_group(str(path), mode="r+")
+    _write_axis(group, axis)
     shape = (len(axis), *grid.inner)
     for name, (dtype, empty, attrs) in FIELDS.items():
         group.create_array(
@@ -110,6 +114,27 @@ def _laid_out(path: Path, grid: Grid, axis: Axis, chunks: Chunks, attributes: Ma
     return group
 
 
+def _write_axis(group: zarr.Group, axis: Axis) -> None:
+    """Write the coordinates by which a row is found in its store, part by part: they are as long as the results."""
+    known = str(group.attrs.get("coordinates", ""))
+    # As xarray tells coordinates from variables.
+    group.attrs["coordinates"] = " ".join(sorted([*known.split(), *AXIS]))
+    for name, (dtype, attrs) in AXIS.items():
+        array = group.create_array(
+            name,
+            shape=(len(axis),),
+            dtype=dtype,
+            chunks=(CHUNK_ROWS,),
+            compressors=[CODEC],
+            fill_value=-1,
+            dimension_names=(axis.dim,),
+            attributes=dict(attrs),
+        )
+        values = axis.stores if name == "store" else axis.positions
+        for start in range(0, len(axis), CHUNK_ROWS):
+            array[start : start + CHUNK_ROWS] = values(slice(start, start + CHUNK_ROWS))
+
+
 def _share(old: Path, new: Path, number: int, chunks: Chunks, grid: Grid) -> None:
     """Let a chunk of the new version be that of the old one: the same files under two names."""
     for name in FIELDS:
@@ -128,92 +153,3 @@ def _link(old: Path, new: Path) -> None:
             os.link(file, target)
         except OSError:
             shutil.copy2(file, target)  # Not every file system has links.
-
-
-def _write_chunk(
-    group: zarr.Group,
-    old: Results | None,
-    grid: Grid,
-    chunks: Chunks,
-    start: int,
-    was: np.ndarray,
-    blank: np.ndarray,
-    sources: Sequence[Source],
-) -> int:
-    inner, stop = grid.inner_size, start + len(was)
-    before = np.flatnonzero(was >= 0) if old is not None else np.empty(0, np.int64)
-    stays = np.repeat(~blank, inner)
-    own: list[tuple[np.ndarray, np.ndarray, Source]] = []
-    for source in sources:
-        index = source.index()
-        mine = np.flatnonzero((index >= start * inner) & (index < stop * inner))
-        places = index[mine] - start * inner
-        if not source.is_judged:
-            stays[places] = True
-        else:
-            own.append((mine, places, source))
-    values: dict[str, np.ndarray] = {}
-    flagged_before = np.zeros(len(was) * inner, bool)
-    for name, (dtype, empty, _) in FIELDS.items():
-        block = np.full((len(was), inner), empty, dtype)
-        if old is not None and len(before):
-            block[before] = old.read(name, was[before]).reshape(-1, inner)
-        values[name] = block.reshape(-1)
-        if name == "flag":
-            flagged_before = values[name].copy()
-        values[name][~stays] = empty
-    is_old = np.ones(len(was) * inner, bool)
-    news = 0
-    for mine, places, source in own:
-        for name, of_source in source.fields().items():
-            values[name][places] = of_source[mine]
-        news += int(np.count_nonzero(values["flag"][places] & ~flagged_before[places]))
-        is_old[places] = False
-    for name, flat in values.items():
-        group[name][start:stop] = flat.reshape(len(was), *grid.inner)  # type: ignore[index]
-    _write_attribution(group, old, grid, chunks, start, was, values["flag"], is_old, own)
-    return news
-
-
-def _write_attribution(
-    group: zarr.Group,
-    old: Results | None,
-    grid: Grid,
-    chunks: Chunks,
-    start: int,
-    was: np.ndarray,
-    flag: np.ndarray,
-    is_old: np.ndarray,
-    own: Sequence[tuple[np.ndarray, np.ndarray, Source]],
-) -> None:
-    inner, step = grid.inner_size, chunks.attribution[0]
-    of_own = list(_attributions(flag, own))
-    for low in range(0, len(was), step):
-        high = min(low + step, len(was))
-        if not flag[low * inner : high * inner].any():
-            continue
-        slab = np.full(((high - low) * inner, *grid.event_shape), np.nan, np.float32)
-        there = np.flatnonzero((flag & is_old)[low * inner : high * inner])
-        if old is not None and len(there):
-            positions = np.unique(there // inner)
-            read = old.read("attribution", was[low + positions]).reshape(len(positions), inner, *grid.event_shape)
-            slab[there] = read[np.searchsorted(positions, there // inner), there % inner]
-        for places, found in of_own:
-            inside = np.flatnonzero((places >= low * inner) & (places < high * inner))
-            slab[places[inside] - low * inner] = found[inside]
-        shape = (high - low, *grid.inner, *grid.event_shape)
-        group["attribution"][start + low : start + high] = slab.reshape(shape)  # type: ignore[index]
-
-
-def _attributions(
-    flag: np.ndarray, own: Sequence[tuple[np.ndarray, np.ndarray, Source]]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places in the chunk of flagged rows of each source, and what their scores are made of."""
-    for mine, places, source in own:
-        if not flag[places].any():
-            continue
-        found = source.attribution()
-        if len(found):
-            number = np.cumsum(source.fields()["flag"]) - 1  # of a flagged row among those of its source
-            flagged = flag[places]
-            yield places[flagged], found[number[mine[flagged]]]

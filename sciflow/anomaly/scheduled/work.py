@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sciflow.anomaly.scheduled.axis import Axis
+from sciflow.anomaly.scheduled.evidence import Evidence
 from sciflow.anomaly.scheduled.folder import Folder
 from sciflow.anomaly.scheduled.job import Job, hashed
-from sciflow.anomaly.scheduled.judge import Judged, judge
+from sciflow.anomaly.scheduled.judge import Judged, Rows, judge
 from sciflow.anomaly.scheduled.ledger import Ledger, Seen
 from sciflow.anomaly.scheduled.plan import Part, Plan, Unit
 from sciflow.anomaly.scheduled.publish import publish
 from sciflow.anomaly.scheduled.results import Results
+from sciflow.anomaly.scheduled.runs import Runs
 from sciflow.anomaly.scheduled.source import Source
 from sciflow.anomaly.scheduled.tasks import Task
 from sciflow.anomaly.scheduled.version import write_results
@@ -53,8 +55,9 @@ def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any
     if not stage.parts:
         return {"unreadable": stage.unreadable}
     settings = job.settings.detection
-    judged = judge(plan, task, detector, settings, stage.in_order, ledger.online, ledger.drift)
-    flagged = [(unit, rows.flagged) for unit, rows in judged.rows.items() if rows.flag.any()]
+    evidence = Evidence(plan, task, detector)
+    judged = judge(evidence, settings, stage.in_order, ledger.online, ledger.drift)
+    flagged = [(unit, rows.flagged) for unit, rows in judged.rows.items() if len(rows.flagged)]
     each(task.explain, [item for item in flagged if not task.is_explained(*item)], "explaining flagged rows")
 
     detectors = [*ledger.detectors]
@@ -63,9 +66,9 @@ def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any
         detectors.append(mine)
     new = folder.begin()
     attributes = _attributes(job, detector, judged, stage.names, detectors)
-    sources = stage.sources(task, judged, detectors.index(mine))
+    sources = stage.sources(evidence, judged, detectors.index(mine))
     news = write_results(
-        new / "results.zarr", stage.old, stage.grid, stage.axis, stage.was, stage.blank, sources, attributes
+        new / "results.zarr", stage.old, stage.grid, stage.axis, stage.was, stage.fresh, sources, attributes
     )
     drift = judged.drift
     notes = _notes(judged, ledger, mine)
@@ -128,7 +131,7 @@ class _Stage:
     unreadable: list[str]
     old: Results | None
     axis: Axis
-    was: np.ndarray
+    was: Runs
     names: dict[int, str]
 
     @classmethod
@@ -164,7 +167,7 @@ class _Stage:
         elif parts:
             axis, was = Axis.empty(plan.opened(next(iter(parts))).grid.dims[0]).replaced(moved, names)
         else:
-            axis, was = Axis.empty(""), np.empty(0, np.int64)
+            axis, was = Axis.empty(""), Runs([], [])
         return cls(plan, parts, scored, kept, unreadable, old, axis, was, names)
 
     @property
@@ -175,24 +178,24 @@ class _Stage:
     def in_order(self) -> list[str]:
         """Stores with shards that are scored, in the order of their first positions."""
         names = {unit.store for unit in self.scored}
-        return sorted(names, key=lambda name: int(self.axis.rows_of(self.parts[name].code).min()))
+        return sorted(names, key=lambda name: self.axis.first(self.parts[name].code))
 
     @property
-    def blank(self) -> np.ndarray:
-        """Positions of stores that were written anew: what was there is no longer so."""
-        fresh = [part.code for part in self.parts.values() if part.is_fresh]
-        return np.isin(self.axis.store, fresh)
+    def fresh(self) -> list[int]:
+        """Numbers of stores that were written anew: what was there is no longer so."""
+        return [part.code for part in self.parts.values() if part.is_fresh]
 
-    def sources(self, task: Task, judged: Judged, detector: int) -> list[Source]:
-        inner = self.grid.inner_size
-        along = {name: self.axis.rows_of(part.code) for name, part in self.parts.items()}
-        new = [Source(unit, task, rows, None, along[unit.store], inner, detector) for unit, rows in judged.rows.items()]
-        old = [
-            Source(unit, task, None, index, along[unit.store], inner, detector)
-            for unit, index in self.kept.items()
-            if unit.store in self.parts
+    def sources(self, evidence: Evidence, judged: Judged, detector: int) -> list[Source]:
+        rows: list[tuple[Unit, Rows | None, np.ndarray | None]] = [
+            (unit, None, index) for unit, index in self.kept.items() if unit.store in self.parts
         ]
-        return old + new
+        rows += [(unit, of_unit, None) for unit, of_unit in judged.rows.items()]
+        return [
+            Source(
+                unit, evidence, of_unit, kept, self.axis, self.parts[unit.store].code, self.grid.inner_size, detector
+            )
+            for unit, of_unit, kept in rows
+        ]
 
     def seen(self, ledger: Ledger) -> dict[str, Seen]:
         done: dict[str, dict[str, str]] = {name: dict(part.kept) for name, part in self.parts.items()}

@@ -14,7 +14,7 @@ from sciflow.anomaly.calibration import Calibration
 from sciflow.anomaly.decision import decide
 from sciflow.anomaly.detection import Detection
 from sciflow.anomaly.drift import Drift, drift
-from sciflow.anomaly.fitting import Fitted, density_of, fitted
+from sciflow.anomaly.fitting import Fitted, LeftOut, density_of, fitted
 from sciflow.anomaly.given import Given, Part, given
 from sciflow.anomaly.groups import group_labels
 from sciflow.anomaly.saving import read, write
@@ -112,7 +112,7 @@ class Detector:
             rows = rows.with_new_context(context) if density is None else rows.with_context(context, density)
         labels = self._groups(rows, groups)
         self._fitted, held_out = fitted(rows, self.wanted, self.density, self.training, self.block, self.seed, progress)
-        self._calibrate(rows, held_out, labels)
+        self._calibrate(rows, *self._scores_of(held_out), labels)
         return self
 
     def score(self, x: Any, context: Any = None) -> Any:
@@ -140,7 +140,7 @@ class Detector:
         """
         rows = self._given(x, context)
         self._fitted_or_refuse().warn_of_overlap(part.events for part in rows.parts(("test",)))
-        self._calibrate(rows, rows.parts(("test",)), self._groups(rows, groups), weights)
+        self._calibrate(rows, *self._scores_of(rows.parts(("test",))), self._groups(rows, groups), weights)
         return self
 
     def predict(
@@ -273,8 +273,7 @@ class Detector:
 
     # Details. --------------------------------------------------------------------------------------------------
 
-    def _calibrate(self, rows: Given, parts: Iterable[Part], groups: Any, weights: Any = None) -> None:
-        scores, places = self._scores_of(parts)
+    def _calibrate(self, rows: Given, scores: np.ndarray, places: np.ndarray, groups: Any, weights: Any = None) -> None:
         weights = None if weights is None else columns.numbers(weights, "weights", len(rows))[places]
         blocks = None
         if self.block is not None:
@@ -294,8 +293,10 @@ class Detector:
         out[places] = scores
         return out
 
-    def _scores_of(self, parts: Iterable[Part]) -> tuple[np.ndarray, np.ndarray]:
+    def _scores_of(self, parts: Iterable[Part] | LeftOut) -> tuple[np.ndarray, np.ndarray]:
         """Scores of rows, and their places, in order of the places."""
+        if isinstance(parts, LeftOut):
+            return parts.scores, np.arange(len(parts.scores))
         found = [(self.score_events(part.events, part.context), part.places) for part in parts]
         scores = np.concatenate([np.empty(0), *(scores for scores, _ in found)])
         places = np.concatenate([np.empty(0, np.int64), *(places for _, places in found)])

@@ -18,11 +18,12 @@ from sciflow.anomaly.scores import (
 from sciflow.density import Density
 from sciflow.flows import NSF
 
-__all__ = ["NOISE", "default_score", "smoothed"]
+__all__ = ["FEW_ROWS", "NOISE", "default_score", "smoothed"]
 
 # Of a standard deviation. Data on a grid, and copies, have no density that could be learned; with noise they do.
 NOISE = 0.05
-_FEW_ROWS, _MANY_NUMBERS, _VERY_MANY_NUMBERS = 100, 128, 512
+FEW_ROWS = 100
+_MANY_NUMBERS, _VERY_MANY_NUMBERS = 128, 512
 
 
 def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callable[[Density], Density]) -> Score:
@@ -47,7 +48,7 @@ def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callab
         train: Trains a density on the rows, with some noise on them.
     """
     d = int(np.prod(event_shape))
-    if n < _FEW_ROWS:
+    if n < FEW_ROWS:
         return Distance("mean" if len(event_shape) > 1 else "nearest")
     members: list[Score] = [LocalOutlierFactor()]
     members.append(SubspaceDistance(2, num_subspaces=60, seed=seed) if d <= _MANY_NUMBERS else DiffusionTime())

@@ -241,6 +241,41 @@ class TestGroupsAndBlocks:
                 detector.fit(daily(200), progress=False)
 
 
+class TestOfFewRows:
+    """Too few to hold some out: each is scored by all others."""
+
+    def test_all_of_them_calibrate(self):
+        detector = sf.Detector().fit(rows(40), progress=False)
+        assert detector.calibration.rows == 40
+        assert detector.calibration.resolution() == pytest.approx(1 / 41)
+        found = detector.predict(np.vstack([rows(5, seed=1), [[9.0, 9.0, 9.0]]]), false_alarm_rate=0.03)
+        assert found.flag[5]
+
+    def test_nothing_depends_on_a_draw(self):
+        new = rows(50, seed=3)
+        first, second = (sf.Detector(seed=seed).fit(rows(30), progress=False).predict(new) for seed in (0, 1))
+        np.testing.assert_array_equal(first.p_value, second.p_value)
+
+    @pytest.mark.parametrize("score", [None, "distance", "local_outlier_factor"])
+    @pytest.mark.parametrize("n", [12, 40])
+    def test_p_values_of_normal_rows_are_at_least_uniform(self, n, score):
+        p = [
+            sf.Detector(score).fit(rows(n, seed=seed), progress=False).predict(rows(100, seed=1000 + seed)).p_value
+            for seed in range(60)
+        ]
+        for level in (0.1, 0.3):
+            share = np.mean(np.array(p) <= level, axis=1)
+            assert share.mean() <= level + 3 * share.std() / np.sqrt(60)
+
+    def test_blocks_are_left_out_as_a_whole(self):
+        # Each row has a copy next to it, by which it would be no distance from the others.
+        twice = np.repeat(rows(20), 2, 0)
+        by_row = sf.Detector("distance").fit(twice, progress=False)
+        by_block = sf.Detector("distance", block=2).fit(twice, progress=False)
+        assert (by_row.calibration.scores == 0).all()
+        assert (by_block.calibration.scores > 0).all()
+
+
 class TestWhy:
     def test_what_elements_add_is_what_the_score_is_above_that_of_the_nearest_typical_row(self, detector, odd):
         found = detector.predict(odd).attribution

@@ -256,6 +256,20 @@ class TestWhy:
         assert found[1].argmax() == 2
         assert found[1, 2] > 10 * found[1, :2].max()
 
+    @pytest.mark.parametrize(("n", "shape"), [(1000, (5,)), (1000, (2, 3)), (50, (5,)), (50, (2, 3))])
+    def test_a_number_that_never_varied_and_now_does_is_found_and_named(self, n, shape):
+        normal = rows(n + 10, int(np.prod(shape))).reshape(-1, *shape).astype(np.float32)
+        normal[..., -1] = 273.15
+        detector = sf.Detector(training={"max_steps": 20}).fit(normal[:n], progress=False)
+        new = normal[n:].copy()
+        new[4, ..., -1].flat[0] += 0.01
+        found = detector.predict(new)
+        assert found.score.argmax() == 4
+        assert found.p_value[4] == pytest.approx(1 / (detector.calibration.rows + 1))
+        why = detector.explain(new[[4]])[0]
+        assert why[..., -1].flat[0] == why.max() > 0.5 * why.sum()
+        assert (why[..., -1].flat[1:] == 0).all()
+
     def test_of_a_bump_in_a_smooth_series_the_bump_has_it(self):
         random = np.random.default_rng(0)
         steps = random.normal(size=(3000, 12)).cumsum(1)

@@ -58,9 +58,7 @@ class Distance(RowScore):
         self._require_fitted()
         off = self._off(self._compared(x))
         share = off.square() / off.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        flat = torch.zeros(x.flatten(1).shape, dtype=torch.float64, device=x.device)
-        flat[:, self.found["varies"]] = share
-        return flat.reshape(x.shape)
+        return self._of_elements(share, x)
 
     def _off(self, x: Tensor) -> Tensor:
         """What lies between rows ``[n, d]`` and normal ones, float64."""

@@ -17,12 +17,12 @@ from sciflow.anomaly.scores import (
     ComplexityCorrected,
     DenoisingError,
     DiffusionTime,
-    Distance,
     Ensemble,
     LatentNorm,
     LikelihoodRatio,
     LocalDimension,
     LocalOutlierFactor,
+    MeanDistance,
     NegativeLogProb,
     ScoreNorms,
     SubspaceDistance,
@@ -71,8 +71,8 @@ EVERY = {
     "denoising_error": lambda: DenoisingError(known(STANDARD)),
     "score_norms": lambda: ScoreNorms(known(STANDARD)),
     "diffusion_time": DiffusionTime,
-    "distance from the nearest": Distance,
-    "distance from the mean": lambda: Distance("mean"),
+    "diffusion_time of one neighbour": lambda: DiffusionTime(1),
+    "mean_distance": MeanDistance,
     "local_outlier_factor": LocalOutlierFactor,
     "subspace_distance": lambda: SubspaceDistance(2),
     "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD)), LocalOutlierFactor()]),
@@ -275,7 +275,7 @@ class TestScoresThatStandOnRows:
 
     @pytest.mark.parametrize(
         "score",
-        [DiffusionTime(), Distance(), Distance("mean"), LocalOutlierFactor(), SubspaceDistance(2)],
+        [DiffusionTime(), DiffusionTime(1), MeanDistance(), LocalOutlierFactor(), SubspaceDistance(2)],
         ids=repr,
     )
     def test_what_is_normal_is_found_by_leaving_each_row_out(self, score):
@@ -316,13 +316,18 @@ class TestScoresThatStandOnRows:
         every = SubspaceDistance(2, num_subspaces=20).fit(normal_rows(50, 4)).found["subsets"]
         assert every.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
 
-    @pytest.mark.parametrize("to", ["nearest", "mean"])
-    def test_a_distance_is_what_it_is_called(self, to):
+    def test_a_distance_from_the_mean_is_that(self):
         rows, new = normal_rows(20, 4), normal_rows(5, 4, seed=1)
-        score = Distance(to).fit(rows)
-        off = (new[:, None] - (rows if to == "nearest" else rows.mean(0, keepdim=True))) / rows.std(0, correction=0)
-        torch.testing.assert_close(score(new), off.norm(dim=2).amin(1), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(score.attribution(new.float(), None).sum(1), score(new), rtol=1e-5, atol=1e-5)
+        off = (new - rows.mean(0)) / rows.std(0, correction=0)
+        torch.testing.assert_close(MeanDistance().fit(rows)(new), off.norm(dim=1), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("score", [DiffusionTime(), DiffusionTime(1), MeanDistance()], ids=repr)
+    def test_a_distance_is_the_sum_of_what_its_elements_add(self, score):
+        rows, new = normal_rows(20, 4).float(), normal_rows(5, 4, seed=1).float()
+        rows[:, 2] = 1.0
+        shares = score.fit(rows).attribution(new, None)
+        torch.testing.assert_close(shares.sum(1), score(new), rtol=1e-5, atol=1e-5)
+        assert (shares[:, 2] > 0).all()
 
     @pytest.mark.parametrize("shape", [(9,), (3, 3)])
     def test_few_rows_tell_apart_what_lies_beyond_them(self, shape):
@@ -343,7 +348,7 @@ class TestScoresThatStandOnRows:
 class TestNumbersThatNeverVary:
     """Beside three that do: one that is 7 in all rows, and one that is 0."""
 
-    ON_ROWS = (DiffusionTime, lambda: Distance("mean"), LocalOutlierFactor, lambda: SubspaceDistance(2))
+    ON_ROWS = (DiffusionTime, MeanDistance, LocalOutlierFactor, lambda: SubspaceDistance(2))
 
     @staticmethod
     def rows(n: int = 500, seed: int = 0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from sciflow.anomaly.attribution import typical_events
 from sciflow.anomaly.given import Given, Part
 from sciflow.anomaly.overlap import are_known, row_hashes
 from sciflow.anomaly.recipe import FEW_ROWS, default_score, smoothed
-from sciflow.anomaly.scores import Score, build
+from sciflow.anomaly.scores import Ensemble, Score, build
 from sciflow.arrays import numbers
 from sciflow.data.layout import Layout
 from sciflow.data.store import Split, Store
@@ -138,7 +138,7 @@ def fitted(
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
     typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
-    hashes = np.unique(row_hashes(cut.train))
+    hashes = made.seen if isinstance(made, Ensemble) else np.unique(row_hashes(cut.train))
     copies = float(are_known(row_hashes(cut.judge), hashes).mean())
     return Fitted(made, rows.layout, typical, usual, hashes, copies), cut.calibration
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from sciflow.anomaly.scores import (
     DiffusionTime,
-    Distance,
     Ensemble,
     LocalOutlierFactor,
+    MeanDistance,
     NegativeLogProb,
     Score,
     SubspaceDistance,
@@ -49,7 +49,7 @@ def default_score(n: int, event_shape: tuple[int, ...], seed: int, train: Callab
     """
     d = int(np.prod(event_shape))
     if n < FEW_ROWS:
-        return Distance("mean" if len(event_shape) > 1 else "nearest")
+        return MeanDistance() if len(event_shape) > 1 else DiffusionTime(1)
     members: list[Score] = [LocalOutlierFactor()]
     members.append(SubspaceDistance(2, num_subspaces=60, seed=seed) if d <= _MANY_NUMBERS else DiffusionTime())
     if d // 2 > 2:

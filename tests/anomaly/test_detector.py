@@ -256,7 +256,7 @@ class TestOfFewRows:
         first, second = (sf.Detector(seed=seed).fit(rows(30), progress=False).predict(new) for seed in (0, 1))
         np.testing.assert_array_equal(first.p_value, second.p_value)
 
-    @pytest.mark.parametrize("score", [None, "distance", "local_outlier_factor"])
+    @pytest.mark.parametrize("score", [None, "mean_distance", "local_outlier_factor"])
     @pytest.mark.parametrize("n", [12, 40])
     def test_p_values_of_normal_rows_are_at_least_uniform(self, n, score):
         p = [
@@ -270,8 +270,8 @@ class TestOfFewRows:
     def test_blocks_are_left_out_as_a_whole(self):
         # Each row has a copy next to it, by which it would be no distance from the others.
         twice = np.repeat(rows(20), 2, 0)
-        by_row = sf.Detector("distance").fit(twice, progress=False)
-        by_block = sf.Detector("distance", block=2).fit(twice, progress=False)
+        by_row = sf.Detector({"diffusion_time": {"num_neighbours": 1}}).fit(twice, progress=False)
+        by_block = sf.Detector({"diffusion_time": {"num_neighbours": 1}}, block=2).fit(twice, progress=False)
         assert (by_row.calibration.scores == 0).all()
         assert (by_block.calibration.scores > 0).all()
 
@@ -286,10 +286,24 @@ class TestWhy:
         np.testing.assert_allclose(found[-2:].sum(1), rise, rtol=0.02)
 
     def test_of_a_score_without_a_gradient_it_is_how_far_the_score_falls_without_the_element(self, odd):
-        found = sf.Detector("diffusion_time").fit(rows(2000), progress=False).explain(odd[-2:])
+        found = sf.Detector("local_outlier_factor").fit(rows(2000), progress=False).explain(odd[-2:])
         assert (found >= 0).all()
         assert found[1].argmax() == 2
         assert found[1, 2] > 10 * found[1, :2].max()
+
+    @pytest.mark.parametrize(("n", "shape"), [(1000, (5,)), (1000, (2, 3)), (50, (5,)), (50, (2, 3))])
+    def test_a_number_that_never_varied_and_now_does_is_found_and_named(self, n, shape):
+        normal = rows(n + 10, int(np.prod(shape))).reshape(-1, *shape).astype(np.float32)
+        normal[..., -1] = 273.15
+        detector = sf.Detector(training={"max_steps": 20}).fit(normal[:n], progress=False)
+        new = normal[n:].copy()
+        new[4, ..., -1].flat[0] += 0.01
+        found = detector.predict(new)
+        assert found.score.argmax() == 4
+        assert found.p_value[4] == pytest.approx(1 / (detector.calibration.rows + 1))
+        why = detector.explain(new[[4]])[0]
+        assert why[..., -1].flat[0] == why.max() > 0.5 * why.sum()
+        assert (why[..., -1].flat[1:] == 0).all()
 
     def test_of_a_bump_in_a_smooth_series_the_bump_has_it(self):
         random = np.random.default_rng(0)

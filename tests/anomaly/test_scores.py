@@ -17,12 +17,12 @@ from sciflow.anomaly.scores import (
     ComplexityCorrected,
     DenoisingError,
     DiffusionTime,
-    Distance,
     Ensemble,
     LatentNorm,
     LikelihoodRatio,
     LocalDimension,
     LocalOutlierFactor,
+    MeanDistance,
     NegativeLogProb,
     ScoreNorms,
     SubspaceDistance,
@@ -71,8 +71,8 @@ EVERY = {
     "denoising_error": lambda: DenoisingError(known(STANDARD)),
     "score_norms": lambda: ScoreNorms(known(STANDARD)),
     "diffusion_time": DiffusionTime,
-    "distance from the nearest": Distance,
-    "distance from the mean": lambda: Distance("mean"),
+    "diffusion_time of one neighbour": lambda: DiffusionTime(1),
+    "mean_distance": MeanDistance,
     "local_outlier_factor": LocalOutlierFactor,
     "subspace_distance": lambda: SubspaceDistance(2),
     "ensemble": lambda: Ensemble([NegativeLogProb(flow()), DenoisingError(known(STANDARD)), LocalOutlierFactor()]),
@@ -275,7 +275,7 @@ class TestScoresThatStandOnRows:
 
     @pytest.mark.parametrize(
         "score",
-        [DiffusionTime(), Distance(), Distance("mean"), LocalOutlierFactor(), SubspaceDistance(2)],
+        [DiffusionTime(), DiffusionTime(1), MeanDistance(), LocalOutlierFactor(), SubspaceDistance(2)],
         ids=repr,
     )
     def test_what_is_normal_is_found_by_leaving_each_row_out(self, score):
@@ -316,26 +316,24 @@ class TestScoresThatStandOnRows:
         every = SubspaceDistance(2, num_subspaces=20).fit(normal_rows(50, 4)).found["subsets"]
         assert every.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
 
-    @pytest.mark.parametrize("to", ["nearest", "mean"])
-    def test_a_distance_is_what_it_is_called(self, to):
+    def test_a_distance_from_the_mean_is_that(self):
         rows, new = normal_rows(20, 4), normal_rows(5, 4, seed=1)
-        score = Distance(to).fit(rows)
-        off = (new[:, None] - (rows if to == "nearest" else rows.mean(0, keepdim=True))) / rows.std(0, correction=0)
-        torch.testing.assert_close(score(new), off.norm(dim=2).amin(1), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(score.attribution(new.float(), None).sum(1), score(new), rtol=1e-5, atol=1e-5)
+        off = (new - rows.mean(0)) / rows.std(0, correction=0)
+        torch.testing.assert_close(MeanDistance().fit(rows)(new), off.norm(dim=1), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("score", [DiffusionTime(), DiffusionTime(1), MeanDistance()], ids=repr)
+    def test_a_distance_is_the_sum_of_what_its_elements_add(self, score):
+        rows, new = normal_rows(20, 4).float(), normal_rows(5, 4, seed=1).float()
+        rows[:, 2] = 1.0
+        shares = score.fit(rows).attribution(new, None)
+        torch.testing.assert_close(shares.sum(1), score(new), rtol=1e-5, atol=1e-5)
+        assert (shares[:, 2] > 0).all()
 
     @pytest.mark.parametrize("shape", [(9,), (3, 3)])
     def test_few_rows_tell_apart_what_lies_beyond_them(self, shape):
         score = default_score(17, shape, 0, pytest.fail).fit(normal_rows(17, 9).reshape(17, *shape))
         further = score(torch.stack([torch.full(shape, value) for value in (9.0, 10.0, 20.0)]))
         assert (further.diff() > 0).all()
-
-    def test_a_number_that_never_varies_says_nothing(self):
-        rows = torch.cat([normal_rows(), torch.full((500, 1), 7.0)], 1)
-        with_it, without = DiffusionTime().fit(rows), DiffusionTime().fit(rows[:, :3])
-        torch.testing.assert_close(with_it(rows), without(rows[:, :3]))
-        with pytest.raises(DataError, match="the same"):
-            DiffusionTime().fit(torch.ones(20, 2))
 
     @pytest.mark.parametrize("kind", [DiffusionTime, LocalOutlierFactor, lambda: SubspaceDistance(2)])
     def test_a_row_further_out_than_can_be_counted_is_infinitely_odd(self, kind):
@@ -345,6 +343,70 @@ class TestScoresThatStandOnRows:
     def test_knows_no_context(self):
         with pytest.raises(ShapeError, match="context"):
             DiffusionTime().fit(normal_rows(), normal_rows())
+
+
+class TestNumbersThatNeverVary:
+    """Beside three that do: one that is 7 in all rows, and one that is 0."""
+
+    ON_ROWS = (DiffusionTime, MeanDistance, LocalOutlierFactor, lambda: SubspaceDistance(2))
+
+    @staticmethod
+    def rows(n: int = 500, seed: int = 0) -> torch.Tensor:
+        return torch.cat([normal_rows(n, seed=seed), torch.tensor([[7.0, 0.0]]).double().expand(n, 2)], 1)
+
+    @pytest.mark.parametrize("kind", ON_ROWS)
+    def test_say_nothing_as_long_as_they_do_not(self, kind):
+        new = self.rows(50, seed=1)
+        with_them, without = kind().fit(self.rows()), kind().fit(normal_rows())
+        torch.testing.assert_close(with_them(new), without(new[:, :3]), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", ON_ROWS)
+    def test_a_row_in_which_one_does_is_odder_than_all_that_are_normal(self, kind):
+        score = kind().fit(self.rows())
+        for column in (3, 4):
+            new = self.rows(50, seed=1)
+            new[:, column] += 1e-3
+            assert score(new).min() > score.found["normal"].max()
+
+    def test_it_is_as_far_off_as_the_one_row_of_all_that_departed_would_be(self):
+        never, once = self.rows(), self.rows()
+        once[17, 3] += 0.2
+        new = never[40:41].clone()
+        new[0, 3] += 0.1
+        assert DiffusionTime(1).fit(never)(new).item() == pytest.approx(math.sqrt(500))
+        departed = new.clone()
+        departed[0, 3] = once[17, 3]
+        of_other_rows = DiffusionTime(1).fit(once)
+        assert of_other_rows._compared(departed)[0, 3].item() == pytest.approx(math.sqrt(500), rel=2e-3)
+        new[0, 4] = -3.0
+        assert DiffusionTime(1).fit(never)(new).item() == pytest.approx(math.sqrt(1000))
+
+    def test_it_is_counted_whatever_field_it_is_in(self):
+        score = DiffusionTime(1).fit(self.rows().reshape(500, 1, 5))
+        new = self.rows()[:1].reshape(1, 1, 5)
+        new[0, 0, 3] = 8.0
+        assert score(new).item() == pytest.approx(math.sqrt(500))
+
+    def test_rounding_is_no_change_and_beside_zero_everything_is(self):
+        score = DiffusionTime(1).fit(self.rows())
+        new = self.rows()[:4]
+        new[:, 3] = torch.tensor([7 * (1 + 1e-7), 7 * (1 - 1e-7), 7 * (1 + 1e-6), 7.0])
+        new[3, 4] = 1e-30
+        assert (score(new) > 1).tolist() == [False, False, True, True]
+
+    def test_are_in_every_subset(self):
+        subsets = SubspaceDistance(2, num_subspaces=20).fit(self.rows()).found["subsets"]
+        assert subsets.tolist() == [[0, 1, 3], [0, 2, 3], [1, 2, 3]]
+
+    def test_where_there_are_none_rows_are_compared_as_they_are(self):
+        rows = normal_rows().float()
+        score = DiffusionTime().fit(rows)
+        expected = ((rows.double() - rows.double().mean(0)) / rows.double().std(0, correction=0)).float()
+        assert torch.equal(score._compared(rows), expected)
+
+    def test_numbers_of_which_none_varies_tell_nothing(self):
+        with pytest.raises(DataError, match="the same"):
+            DiffusionTime().fit(torch.ones(20, 2))
 
 
 class TestSurprise:

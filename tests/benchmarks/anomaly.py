@@ -8,6 +8,7 @@
 What is done is kept in ``--out`` (a folder), and left out when the same command is run again. ``tables`` follows the
 protocol of Livernoche et al., arXiv:2305.18593: fewer than 1,000 rows are drawn with replacement to 1,000, of more than
 50,000 so many are taken; the first half of the normal rows is trained on, the others and all anomalies are told apart.
+``--scores all`` judges single scores beside the default: those of a family by one density, trained once a table.
 """
 
 from __future__ import annotations
@@ -32,18 +33,16 @@ from sklearn.metrics import roc_auc_score
 
 import sciflow as sf
 from sciflow.anomaly import Calibration, decide
+from sciflow.density import Density
 
-SCORES = (
-    "default",
-    "nll",
-    "typicality",
-    "latent_norm",
-    "local_dimension",
-    "denoising_error",
-    "score_norms",
-    "elbo",
-    "diffusion_time",
-)
+# What single scores stand on: a density of a family, or the rows.
+FAMILIES = {
+    "nsf": ("nll", "typicality", "latent_norm", "local_dimension"),
+    "diffusion": ("elbo", "denoising_error", "score_norms"),
+    "rows": ("diffusion_time", "local_outlier_factor", "subspace_distance", "mean_distance"),
+}
+FAMILY_OF = {score: family for family, scores in FAMILIES.items() for score in scores}
+SCORES = ("default", *FAMILY_OF)
 RESAMPLINGS = 200
 
 
@@ -78,10 +77,11 @@ def tables(arguments: argparse.Namespace) -> None:
     names = [name for name in map(set_name, files) if wanted is None or name in wanted]
     for seed in range(arguments.seeds):
         for file in files:
+            trained: dict[str, Density] = {}
             for score in scores:
                 key = {"set": set_name(file), "seed": seed, "score": score}
                 if key["set"] in names and not kept.has(key):
-                    kept.add(key, one_table(file, seed, score))
+                    kept.add(key, one_table(file, seed, score, trained))
                     tell(f"{key} {kept.of(key)}")
     published = {
         row["dataset"]: row for row in csv.DictReader((arguments.data / "adbench/published_one_class_auroc.csv").open())
@@ -89,31 +89,49 @@ def tables(arguments: argparse.Namespace) -> None:
     show(kept, scores, names, published, arguments.seeds)
 
 
-def one_table(file: Path, seed: int, score: str) -> dict[str, float]:
-    """Fit on normal rows, score the others, and judge the order; then how p-values hold of normal rows at random."""
+def one_table(file: Path, seed: int, score: str, trained: dict[str, Density]) -> dict[str, float]:
+    """Fit on normal rows, score the others, and judge the order; of the default also how p-values hold.
+
+    Args:
+        file: The table.
+        seed: Of the protocol, and of the detector.
+        score: One of ``SCORES``.
+        trained: Densities by family, trained on this table with this seed; what is trained here is added.
+    """
     train, test, label = protocol(file, seed)
     began = time.perf_counter()
-    detector = fitted(train, score, seed)
+    detector = fitted(train, score, seed, trained)
     between = time.perf_counter()
     values = detector.decision_function(test)
-    seconds = {"seconds_to_fit": between - began, "seconds_to_score": time.perf_counter() - between}
-    auroc = 100 * roc_auc_score(label, values)
+    found = {"auroc": auroc(label, values)}
+    found |= {"seconds_to_fit": between - began, "seconds_to_score": time.perf_counter() - between}
+    if score != "default":
+        return found
     moved = detector.drift(detector.predict(test[label == 0])).verdict == "moved"
     # In the order of the file the second half of the normal rows is often unlike the first: of that no p-value can
     # know. Whether p-values hold is looked at with the halves put together at random.
     random = np.random.default_rng(seed)
     normal = random.permutation(np.concatenate([train, test[label == 0]]))
-    detector = fitted(normal[: len(train)], score, seed)
+    detector = fitted(normal[: len(train)], score, seed, {})
     held = calibrated(detector, normal[len(train) :], test[label == 1], random)
-    return {"auroc": auroc, "moved": float(moved), **seconds, **held}
+    return found | {"moved": float(moved), **held}
 
 
-def fitted(rows: np.ndarray, score: str, seed: int) -> sf.Detector:
+def fitted(rows: np.ndarray, score: str, seed: int, trained: dict[str, Density]) -> sf.Detector:
     wanted = {"default": None, "elbo": "nll"}.get(score, score)
-    density = {"name": "diffusion"} if score == "elbo" else None
+    family = FAMILY_OF.get(score, "rows")
+    density = None if family == "rows" else trained.get(family, family)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of grids and copies, which these tables are full of
-        return sf.Detector(wanted, density=density, seed=seed).fit(rows, progress=False)
+        detector = sf.Detector(wanted, density=density, seed=seed).fit(rows, progress=False)
+    if family != "rows":
+        (trained[family],) = detector.fitted_score.densities
+    return detector
+
+
+def auroc(label: np.ndarray, values: np.ndarray) -> float:
+    """In percent; of rows so far out that their score is infinite, all count as equally odd."""
+    return 100 * float(roc_auc_score(label, np.nan_to_num(values, posinf=np.finfo(np.float64).max)))
 
 
 def calibrated(detector: sf.Detector, normal: np.ndarray, odd: np.ndarray, random: np.random.Generator) -> dict:
@@ -169,10 +187,12 @@ def show(kept: Kept, scores: list[str], names: list[str], published: dict[str, d
     table.add_section()
     table.add_row("mean", *(f"{np.mean(values):.2f}" for values in columns.values()))
     Console(width=40 + 12 * len(columns)).print(table)
+    if "default" not in scores:
+        return
     columns = ("set", "KS p, by seed", "FDR at 0.1", "share found", "file moved", "fit, score [s]")
-    held = Table(*columns, title=f"p-values of normal rows at random; score: {scores[0]}")
+    held = Table(*columns, title="p-values of normal rows at random; score: default")
     for name in names:
-        rows = list(kept.rows(set=name, score=scores[0]))
+        rows = list(kept.rows(set=name, score="default"))
         of = {key: np.array([row[key] for row in rows]) for key in rows[0] if key not in ("set", "score")}
         held.add_row(
             name,

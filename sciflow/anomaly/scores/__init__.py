@@ -9,12 +9,12 @@ from sciflow.anomaly.scores.base import Score
 from sciflow.anomaly.scores.complexity import ComplexityCorrected
 from sciflow.anomaly.scores.denoising_error import DenoisingError
 from sciflow.anomaly.scores.diffusion_time import DiffusionTime
-from sciflow.anomaly.scores.distance import Distance
 from sciflow.anomaly.scores.ensemble import Ensemble
 from sciflow.anomaly.scores.latent_norm import LatentNorm
 from sciflow.anomaly.scores.likelihood_ratio import LikelihoodRatio
 from sciflow.anomaly.scores.local_dimension import LocalDimension
 from sciflow.anomaly.scores.local_outlier_factor import LocalOutlierFactor
+from sciflow.anomaly.scores.mean_distance import MeanDistance
 from sciflow.anomaly.scores.negative_log_prob import NegativeLogProb
 from sciflow.anomaly.scores.score_norms import ScoreNorms
 from sciflow.anomaly.scores.subspaces import SubspaceDistance
@@ -27,12 +27,12 @@ __all__ = [
     "ComplexityCorrected",
     "DenoisingError",
     "DiffusionTime",
-    "Distance",
     "Ensemble",
     "LatentNorm",
     "LikelihoodRatio",
     "LocalDimension",
     "LocalOutlierFactor",
+    "MeanDistance",
     "NegativeLogProb",
     "Score",
     "ScoreNorms",
@@ -47,12 +47,12 @@ SCORES: dict[str, type[Score]] = {
         ComplexityCorrected,
         DenoisingError,
         DiffusionTime,
-        Distance,
         Ensemble,
         LatentNorm,
         LikelihoodRatio,
         LocalDimension,
         LocalOutlierFactor,
+        MeanDistance,
         NegativeLogProb,
         ScoreNorms,
         SubspaceDistance,

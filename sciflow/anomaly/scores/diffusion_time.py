@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sciflow.anomaly.scores.nearest import nearest
@@ -19,13 +20,12 @@ class DiffusionTime(RowScore):
     A row :math:`x = x_0 + \sigma \varepsilon` that began as one of the normal rows has :math:`\| x - x_0 \|^2` about
     :math:`d \sigma^2`; given that, :math:`\sigma^2` follows an inverse gamma distribution, whose mean is proportional
     to the squared distance. The :math:`K` nearest rows are those it may have begun as. Source: Livernoche et al.,
-    arXiv:2305.18593, the variant without a network.
+    arXiv:2305.18593, the variant without a network. With one neighbour it is the distance from the nearest row.
 
     Args:
         num_neighbours: Nearest rows :math:`K`.
 
     Example:
-        >>> import torch
         >>> score = DiffusionTime().fit(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
         >>> bool(score(torch.zeros(1, 2)) < score(torch.full((1, 2), 4.0)))
         True
@@ -45,8 +45,20 @@ class DiffusionTime(RowScore):
     def _compare(self, x: Tensor) -> Tensor:
         return self._times(x, others=False)
 
+    def attribution(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """The score, by the elements' shares in its square."""
+        self._require_fitted()
+        rows, compared = self.found["rows"], self._compared(x)
+        numbers = nearest(compared, rows, self._k)[1]
+        squares = torch.zeros(compared.shape, dtype=torch.float64, device=x.device)
+        for number in numbers.T:
+            squares += (compared.double() - rows[number].double()).square() / self._k
+        score = squares.sum(1, keepdim=True).sqrt()
+        return self._of_elements(squares / score.clamp_min(torch.finfo(torch.float64).tiny), x)
+
     def _times(self, x: Tensor, others: bool) -> Tensor:
-        rows = self.found["rows"]
-        k = max(1, min(self.arguments["num_neighbours"], len(rows) - 1))
-        distances, _ = nearest(x, rows, k, others)
-        return distances.square().mean(1).sqrt()
+        return nearest(x, self.found["rows"], self._k, others)[0].square().mean(1).sqrt()
+
+    @property
+    def _k(self) -> int:
+        return max(1, min(self.arguments["num_neighbours"], len(self.found["rows"]) - 1))

@@ -61,11 +61,16 @@ class Ensemble(Score):
             self.found[f"normal-{number}"] = member.normal_values(reference, reference_context)
         self.found["seen"] = torch.from_numpy(np.unique(row_hashes(x.cpu())).view(np.int64))
 
+    @property
+    def seen(self) -> np.ndarray:
+        """Hashes of the rows that it was fitted on, sorted; see :func:`sciflow.anomaly.overlap.row_hashes`."""
+        return self.found["seen"].cpu().numpy().view(np.uint64)
+
     def _scores(self, x: Tensor, context: Tensor | None) -> Tensor:
         each = [
             surprise(member(x, context), self.found[f"normal-{number}"]) for number, member in enumerate(self.members)
         ]
         together = torch.stack(each)
         score = together.mean(0) if self.arguments["combine"] == "mean" else together.amax(0)
-        seen = torch.from_numpy(are_known(row_hashes(x.cpu()), self.found["seen"].cpu().numpy().view(np.uint64)))
+        seen = torch.from_numpy(are_known(row_hashes(x.cpu()), self.seen))
         return score.masked_fill(seen.to(score.device), 0.0)

@@ -27,7 +27,8 @@ class SubspaceDistance(RowScore):
     with :math:`u_j` how unusual the distance is in the subset :math:`A_j`, see
     :func:`sciflow.anomaly.scores.surprise.surprise`, and :math:`T` the tenth of the subsets where it is most so. Among
     all numbers at once, those that are as usual drown the few that are not. Subsets are parts of random orders, so that
-    every number is in as many. Source: feature bagging, Lazarevic and Kumar, 2005, doi:10.1145/1081870.1081891.
+    every number is in as many; what stands for numbers that never vary is in all of them. Source: feature bagging,
+    Lazarevic and Kumar, 2005, doi:10.1145/1081870.1081891.
 
     Args:
         size: Numbers in a subset: a number, or a share of them.
@@ -56,9 +57,12 @@ class SubspaceDistance(RowScore):
     def _look_at(self, rows: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.arguments["seed"] or 0)
         rows = rows[torch.randperm(len(rows), generator=generator)[:_MOST_ROWS].to(rows.device)]
-        size, d = self.arguments["size"], rows.shape[1]
+        size, d = self.arguments["size"], len(self.found["varies"])
         size = max(2, int(size * d)) if isinstance(size, float) else size
-        subsets = _subsets(d, min(size, d), self.arguments["num_subspaces"], generator).to(rows.device)
+        subsets = _subsets(d, min(size, d), self.arguments["num_subspaces"], generator)
+        if rows.shape[1] > d:
+            subsets = torch.cat([subsets, torch.full((len(subsets), 1), d)], 1)
+        subsets = subsets.to(rows.device)
         distances = [_distance(rows[:, subset], rows[:, subset], others=True) for subset in subsets]
         each = torch.stack([distance.sort().values for distance in distances])
         self.found |= {"rows": rows, "subsets": subsets, "distances": each}

@@ -100,11 +100,13 @@ def plan_of(
 ) -> Plan:
     """Say what :func:`detect` would do, and write nothing. Arguments and errors are its own."""
     job = Job.of(load_workflow(workflow, overrides), runs)
+    job.folder.require_whole()
     return _unfinished(job, job.folder) or _plan(job, job.folder, Span.of(start, stop))
 
 
 def _run(job: Job, folder: Folder, span: Span | None, each: Each) -> DetectionRun:
     done = []
+    folder.require_whole()
     theirs = folder.ledger.workflow
     if theirs not in ("", job.settings.name):
         raise RunError(f"{folder.path}: holds what was found by the workflow {theirs}: choose another detection.out")

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from sciflow.errors import ConfigError, nearest
-from sciflow.sections import Cluster, Data, Detection, Scoring, Section, Training, Workflow
+from sciflow.sections import TOGETHER, Cluster, Data, Detection, Scoring, Section, Training, Workflow
 
 __all__ = [
     "Cluster",
@@ -42,6 +42,8 @@ def explained(section: Section) -> str:
     """
     lines = []
     for name, field in type(section).model_fields.items():
+        if name in section.overruled:
+            continue
         value = getattr(section, name)
         if not isinstance(value, Section):
             lines.append(f"{name}: {_as_yaml(value)}  # {field.description}")
@@ -67,7 +69,8 @@ def load_workflow(source: str | Path | Mapping[str, Any] | Workflow, overrides: 
         500
     """
     if isinstance(source, Workflow):
-        return _overridden(source.model_dump(), overrides, "workflow")
+        # Defaults that nobody has given stay so: beside an override they may not stand.
+        return _overridden(source.model_dump(exclude_unset=True), overrides, "workflow")
     if isinstance(source, Mapping):
         return _overridden(dict(source), overrides, "workflow")
     path = Path(source)
@@ -175,6 +178,8 @@ def _first(error: ValidationError, section: type[Section], where: str, given: Se
         return f"{prefix}{key}: unknown key; {nearest(str(place[-1]), _known(section, place[:-1]))}"
     if problem["type"] == "missing":
         return f"{prefix}{key}: missing; it must be given"
+    if problem["type"] == TOGETHER:
+        return f"{prefix}{key}: {problem['msg']}"
     if problem["type"] == "invalid_key" or place[-1:] == ["[key]"]:
         return f"{prefix}{key.removesuffix('.[key]')}: a key must be a text; got {problem['input']!r}"
     return f"{prefix}{key}: got {problem['input']!r}, it must be {must_be(problem)}"

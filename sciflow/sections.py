@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "TOGETHER",
     "Calibration",
     "Cluster",
     "Data",
@@ -20,11 +32,20 @@ __all__ = [
     "Workflow",
 ]
 
+# Type of pydantic's record of keys that exclude each other.
+TOGETHER = "given_together"
+_OF_FDR = ("fdr", "method")
+
 
 class Section(BaseModel):
     """A part of the workflow file; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    @property
+    def overruled(self) -> Collection[str]:
+        """Keys that do not count beside others that are given: a file may not hold them."""
+        return ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -164,6 +185,27 @@ class Detection(Section):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @property
+    def overruled(self) -> Collection[str]:
+        return () if self.false_alarm_rate is None else _OF_FDR
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Self:
+        beside = [name for name in self.overruled if name in self.model_fields_set]
+        if beside:
+            raise PydanticCustomError(
+                TOGETHER,
+                "false_alarm_rate and {name} are both given, and only one can decide: leave one of them out",
+                {"name": beside[0]},
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a default of control where nobody has given it: read again, it would stand beside another level."""
+        values: dict[str, Any] = written(self)
+        return {name: value for name, value in values.items() if name not in _OF_FDR or name in self.model_fields_set}
 
 
 class Cluster(Section):

@@ -27,8 +27,9 @@ from sciflow.families import load as load_density
 
 __all__ = ["Saved", "read", "write"]
 
-_FORMAT, _VERSION = "sciflow-detector", 1
-_DESCRIPTION, _NUMBERS = "detector.json", "detector.safetensors"
+_FORMAT, _VERSION = "sciflow-detector", 2
+_UNSEALED = 1  # The version before, which says nothing of its own hash.
+_DESCRIPTION, _NUMBERS, _OF_DENSITY = "detector.json", "detector.safetensors", "model.json"
 
 Saved = tuple[dict[str, Any], Fitted, Calibration | None]
 
@@ -73,7 +74,8 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
         apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in numbers.items()}
         content = safetensors.torch.save(apart)
         (beside / _NUMBERS).write_bytes(content)
-        description["sha256"] = {_NUMBERS: hashlib.sha256(content).hexdigest()}
+        description["sha256"] = {_NUMBERS: hashlib.sha256(content).hexdigest(), **_hashes(beside, len(densities))}
+        description["seal"] = _seal(description)
         (beside / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
         put_in_place(beside, folder)
     except OSError as error:
@@ -97,6 +99,7 @@ def read(path: str | Path) -> Saved:
     try:
         count = 1 + max((k for k in _densities(description["score"])), default=-1)
         densities = [load_density(folder / f"density-{number}") for number in range(count)]
+        _require_own(folder, description, count)
         score = _score(description["score"], densities, "score", numbers)
         layout = None if description["layout"] is None else Layout.from_json(description["layout"])
         hashes = numbers["hashes"].numpy().view(np.uint64)
@@ -172,12 +175,41 @@ def _description(folder: Path) -> dict[str, Any]:
         raise ModelFileError(f"{file} is damaged: not JSON ({error})") from None
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise ModelFileError(f'{file} does not describe a detector: "format" is not "{_FORMAT}"')
-    if description.get("version") != _VERSION:
+    version = description.get("version")
+    if type(version) is not int or not _UNSEALED <= version <= _VERSION:
         raise ModelFileError(
-            f"{file} has format version {description.get('version')!r}, this one reads {_VERSION}: use the sciflow "
-            "that wrote it, or fit anew"
+            f"{file} has format version {version!r}, this one reads up to {_VERSION}: use the sciflow that wrote it, "
+            "or fit anew"
+        )
+    seal = description.pop("seal", None)
+    if seal != _seal(description) and not (version == _UNSEALED and seal is None):
+        raise ModelFileError(
+            f"{file} is damaged, or was edited: it is not what was written; copy it again, or save the detector anew"
         )
     return description
+
+
+def _require_own(folder: Path, description: dict[str, Any], count: int) -> None:
+    """Refuse densities that are whole, and another detector's."""
+    if description["version"] == _UNSEALED:
+        return
+    for name, found in _hashes(folder, count).items():
+        if description["sha256"].get(name) != found:
+            raise ModelFileError(
+                f"{folder / name} is not the one that this detector was saved with: copy the whole folder again, or "
+                "save the detector anew"
+            )
+
+
+def _seal(description: dict[str, Any]) -> str:
+    """Hash of a description: a threshold, or a name, that was altered would make another detector."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _hashes(folder: Path, count: int) -> dict[str, str]:
+    """Hashes of the descriptions of densities, each of which holds that of its numbers, by their names."""
+    names = [f"density-{number}/{_OF_DENSITY}" for number in range(count)]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def _numbers(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
@@ -186,7 +218,8 @@ def _numbers(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
         content = file.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{file} cannot be read: {error.strerror}") from None
-    if {_NUMBERS: hashlib.sha256(content).hexdigest()} != description.get("sha256"):
+    hashes = description.get("sha256")
+    if not isinstance(hashes, dict) or hashlib.sha256(content).hexdigest() != hashes.get(_NUMBERS):
         raise ModelFileError(f"{file} is damaged: its SHA-256 differs from {_DESCRIPTION}'s; copy it again")
     try:
         return safetensors.torch.load(content)

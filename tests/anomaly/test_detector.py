@@ -410,10 +410,42 @@ class TestSaving:
     def test_a_description_that_somebody_has_edited_is_told(self, damage, tmp_path):
         file = quick().fit(rows(100), progress=False).save(tmp_path / "detector") / "detector.json"
         content = json.loads(file.read_text())
+        # As the version before wrote it, which had no seal.
+        content |= {"version": 1}
+        del content["seal"]
+        file.write_text(json.dumps(content))
+        sf.Detector.load(file.parent)
         damage(content)
         file.write_text(json.dumps(content))
         with pytest.raises(ModelFileError, match="damaged"):
             sf.Detector.load(file.parent)
+
+    @pytest.mark.parametrize(
+        ("written", "edited"),
+        [
+            ('"usual": ', '"usual": 1'),
+            ('"version": 2', '"version": 1'),
+            ('"tail": false', '"tail": true'),
+            ('"kind": "rows"', '"kind": "weights"'),
+            ('"seal": "', '"seal": "0'),
+            ('"seal": "', '"other": "'),
+        ],
+    )
+    def test_a_digit_or_a_name_that_was_changed_is_told(self, written, edited, tmp_path):
+        file = quick().fit(rows(100), progress=False).save(tmp_path / "detector") / "detector.json"
+        content = file.read_text()
+        assert written in content
+        file.write_text(content.replace(written, edited))
+        with pytest.raises(ModelFileError, match=r"detector.json is damaged, or was edited.*copy it again"):
+            sf.Detector.load(file.parent)
+
+    def test_a_density_of_another_detector_is_told(self, detector, tmp_path):
+        folder = detector.save(tmp_path / "detector")
+        other = sf.Detector("nll", training={"max_steps": 5}).fit(rows(2000), progress=False).save(tmp_path / "other")
+        shutil.rmtree(folder / "density-0")
+        shutil.copytree(other / "density-0", folder / "density-0")
+        with pytest.raises(ModelFileError, match=r"density-0/model.json is not the one .* copy the whole folder"):
+            sf.Detector.load(folder)
 
     @pytest.mark.parametrize("content", ["[" * 100_000, "", "[]"])
     def test_a_description_that_is_none_is_told(self, content, tmp_path):

@@ -45,6 +45,42 @@ def test_results_that_cannot_be_opened(done):
         done.detect()
 
 
+@pytest.mark.parametrize("name", [*VALUES, "store", "lat", "time", "day"])
+def test_a_file_of_the_results_that_is_gone_does_not_read_as_rows_never_judged(done, name):
+    file = next(file for file in (done.current / "results.zarr" / name / "c").rglob("*") if file.is_file())
+    before = contents(done.current)
+    place, content = file.relative_to(done.current / "results.zarr"), file.read_bytes()
+    file.unlink()
+    for work in (done.detect, done.plan):
+        with pytest.raises(StoreError, match=rf"results.zarr: damaged: {place} is gone"):
+            work()
+    file.write_bytes(content)  # nothing else has changed, and so it goes on
+    assert contents(done.current) == before
+    assert done.detect().rows == 12
+
+
+def test_a_list_of_files_that_is_damaged(done):
+    (done.current / "files.json").write_text("{")
+    with pytest.raises(StoreError, match=r"files.json: damaged"):
+        done.detect()
+
+
+def test_results_of_before_there_were_lists_are_carried_on(done):
+    (done.current / "files.json").unlink()
+    assert done.detect().rows == 12
+    assert (done.current / "files.json").exists()
+
+
+def test_a_version_that_is_gone_is_no_beginning(done):
+    before = done.current
+    before.rename(before.with_name("elsewhere"))
+    for work in (done.detect, done.plan):
+        with pytest.raises(StoreError, match=r"current: leads to versions/000001, which is gone: restore it"):
+            work()
+    (done.out / "current").unlink()
+    assert done.detect().rows == 36
+
+
 def test_what_is_left_of_a_detector_is_made_anew(done):
     (detector,) = (done.out / "detector").iterdir()
     before = contents(detector)
@@ -62,6 +98,18 @@ def test_a_detector_of_another_model_is_not_taken_for_this_one(done):
     with pytest.raises(ModelFileError, match="another model"):
         done.detect()
     assert contents(done.current) == before
+
+
+def test_a_detector_that_somebody_has_edited(done):
+    (detector,) = (done.out / "detector").iterdir()
+    before = contents(detector)
+    file = detector / "detector.json"
+    file.write_text(file.read_text().replace('"missing": 0', '"missing": 1'))
+    with pytest.raises(ModelFileError, match=rf"edited.*; or remove {detector}"):
+        done.detect()
+    shutil.rmtree(detector)
+    assert done.detect().rows == 12
+    assert contents(detector) == before
 
 
 @pytest.mark.parametrize("name", ["online", "drift"])

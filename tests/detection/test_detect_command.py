@@ -6,15 +6,19 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from stored import contents
 from watched import World
 
+import sciflow as sf
 from sciflow.anomaly.scheduled import prometheus
+from sciflow.anomaly.scheduled.check import check
 from sciflow.anomaly.scheduled.record import DetectionRun
 from sciflow.cli import main
-from sciflow.config import load_workflow
+from sciflow.config import Workflow, explained, from_yaml, load_workflow
+from sciflow.errors import ConfigError
 
 
 @pytest.fixture
@@ -77,6 +81,13 @@ class TestTheCheck:
             ("detection.method=holm", "detection.method: got 'holm', it must be 'bh', 'by', 'lord' or 'saffron'"),
             ("detection.fdr=0", "detection.fdr: got 0, it must be greater than 0"),
             ("detection.notify={webhook: example.org}", "it must be a URL that begins with https:// or http://"),
+            (
+                "detection.score={nll: {method: nonsense}}",
+                "NSF knows its log p by method 'exact' alone",
+            ),
+            ("detection.score=[nll, {nll: {tolerance: -1}}]", "method 'exact' takes no options; got tolerance"),
+            ("detection={fdr: 0.1, false_alarm_rate: 0.01}", "detection: false_alarm_rate and fdr are both given"),
+            ("detection={method: by, false_alarm_rate: 0.01}", "detection: false_alarm_rate and method are both given"),
         ],
     )
     def test_knows_the_section(self, override, words, world, monkeypatch, capfd):
@@ -87,6 +98,24 @@ class TestTheCheck:
             main()
         assert left.value.code == 1
         assert words in capfd.readouterr().err
+
+    @pytest.mark.parametrize("score", [{"nll": {"method": "ode", "tolerance": 1e-3}}, "typicality", "latent_norm"])
+    def test_passes_options_that_there_are(self, score, world):
+        check(load_workflow({**world.workflow, "model": {"name": "diffusion"}, "detection": {"score": score}}))
+
+    def test_knows_that_a_gap_takes_a_time(self, world, tmp_path):
+        check(load_workflow(world.workflow, ["detection.events.gap=2"]))
+        sf.shard(np.random.default_rng(0).normal(size=(50, 2)), tmp_path / "rows.zarr", progress=False)
+        workflow = {"name": "demo", "data": {"store": str(tmp_path / "rows.zarr")}, "detection": {"events": {"gap": 2}}}
+        with pytest.raises(ConfigError, match=r"file: detection.events.gap: got 2, .* \(row\) is a time: leave it out"):
+            check(load_workflow(workflow), "file")
+
+    def test_what_was_not_given_does_not_stand_beside_a_false_alarm_rate(self, world):
+        workflow = load_workflow(world.workflow, ["detection.false_alarm_rate=0.01"])
+        for again in (Workflow.model_validate_json(workflow.model_dump_json()), from_yaml(explained(workflow))):
+            assert load_workflow(again, ["detection.out=elsewhere"]).detection.false_alarm_rate == 0.01
+        resolved = load_workflow(load_workflow(world.workflow), ["detection.false_alarm_rate=0.02"])
+        assert resolved.detection.false_alarm_rate == 0.02
 
     def test_passes_what_is_documented(self):
         section = {"fdr": 0.05, "calibration": {"group": "month"}, "notify": {"webhook": "https://example.org/hook"}}

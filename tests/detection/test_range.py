@@ -10,6 +10,7 @@ from stored import contents
 from watched import World
 
 import sciflow as sf
+from sciflow.anomaly.scheduled import tasks
 from sciflow.anomaly.scheduled.detect import detect
 from sciflow.anomaly.scheduled.span import Span
 from sciflow.errors import ConfigError
@@ -157,3 +158,12 @@ class TestATable:
         table.detect()
         with pytest.raises(ConfigError, match="'row' has no coordinate by which a range could be meant"):
             detect(table.workflow, start=3, local=True, runs=table.root / "runs")
+
+    def test_has_no_gaps_and_says_so_before_anything_is_scored(self, table, monkeypatch):
+        monkeypatch.setattr(tasks.Task, "score", lambda self, unit: pytest.fail("scored"))
+        table.detection["events"] = {"gap": 2}
+        self.come_in(table, "a", 1)
+        for work in (table.plan, table.detect):
+            with pytest.raises(ConfigError, match=r"detection.events.gap: got 2, .* \(row\) is a time: leave it out"):
+                work()
+        assert not (table.out / "work").exists()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sciflow.anomaly.scheduled.folder import Folder
+from sciflow.anomaly.scheduled.gap import require_time
 from sciflow.anomaly.scheduled.job import Job
 from sciflow.anomaly.scheduled.ledger import Ledger
 from sciflow.anomaly.scheduled.notify import deliver, wanted
@@ -100,11 +101,13 @@ def plan_of(
 ) -> Plan:
     """Say what :func:`detect` would do, and write nothing. Arguments and errors are its own."""
     job = Job.of(load_workflow(workflow, overrides), runs)
+    job.folder.require_whole()
     return _unfinished(job, job.folder) or _plan(job, job.folder, Span.of(start, stop))
 
 
 def _run(job: Job, folder: Folder, span: Span | None, each: Each) -> DetectionRun:
     done = []
+    folder.require_whole()
     theirs = folder.ledger.workflow
     if theirs not in ("", job.settings.name):
         raise RunError(f"{folder.path}: holds what was found by the workflow {theirs}: choose another detection.out")
@@ -127,13 +130,21 @@ def _plan(job: Job, folder: Folder, span: Span | None) -> Plan:
     current = folder.current
     old = None if current is None else Results(current / "results.zarr")
     grid, axis = (None, None) if old is None else (old.grid, old.axis)
-    return make_plan(folder.ledger, watched(job.patterns), job.key, job.layout, grid, axis, span)
+    return _checked(job, make_plan(folder.ledger, watched(job.patterns), job.key, job.layout, grid, axis, span))
 
 
 def _unfinished(job: Job, folder: Folder) -> Plan | None:
     """What a run that was killed had to do, unless it is done, or can no longer be done as it was meant."""
     plan = Plan.read(folder.work / "plan.json")
-    return plan if plan is not None and plan.still_holds(folder.ledger.number + 1, job.key) else None
+    return _checked(job, plan) if plan is not None and plan.still_holds(folder.ledger.number + 1, job.key) else None
+
+
+def _checked(job: Job, plan: Plan) -> Plan:
+    """A plan, whose events can be merged as is asked for: once all is scored, it is late to say that they cannot."""
+    for name in [*plan.parts][:1]:  # The others go together with it.
+        opened = plan.opened(name)
+        require_time(job.settings.detection.events.gap, opened.grid, opened.along)
+    return plan
 
 
 def _summed(folder: Folder, done: Sequence[dict[str, Any]]) -> DetectionRun:

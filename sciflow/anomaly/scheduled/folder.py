@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from sciflow.anomaly.scheduled.ledger import Ledger
+from sciflow.anomaly.scheduled.listing import require_whole, write_listing
 from sciflow.data.lock import locked
 from sciflow.errors import RunError, StoreError
 from sciflow.training.files import write_whole
@@ -44,8 +45,17 @@ class Folder:
 
     @property
     def current(self) -> Path | None:
-        """The version that readers find; None before the first."""
+        """The version that readers find; None before the first.
+
+        Raises:
+            StoreError: It is gone.
+        """
         link = self.path / "current"
+        if link.is_symlink() and not link.exists():
+            raise StoreError(
+                f"{link}: leads to {os.readlink(link)}, which is gone: restore it; or remove {link.name}, and all is "
+                "judged anew"
+            )
         return link.resolve() if link.exists() else None
 
     @property
@@ -65,6 +75,15 @@ class Folder:
             StoreError: It did, or the state is damaged.
         """
         _ = self.ledger
+
+    def require_whole(self) -> None:
+        """Refuse results of which a file is gone since they were written.
+
+        Raises:
+            StoreError: Names it.
+        """
+        if self.current is not None:
+            require_whole(self.current)
 
     def locked(self, seconds: float) -> AbstractContextManager[None]:
         """Hold the folder for this process.
@@ -94,6 +113,7 @@ class Folder:
         Raises:
             StoreError: The file system has no symbolic links.
         """
+        write_listing(new)
         beside = self.path / "versions" / ".link"
         try:
             beside.symlink_to(Path("versions", new.name))

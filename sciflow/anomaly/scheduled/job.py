@@ -166,7 +166,10 @@ def _settings(text: str) -> Workflow:
 def _opened(place: str) -> Detector:
     from sciflow.anomaly.detector import Detector
 
-    return Detector.load(place)
+    try:
+        return Detector.load(place)
+    except ModelFileError as error:
+        raise ModelFileError(f"{error}; or remove {place}, and the next run makes it anew") from None
 
 
 def hashed(*content: Any) -> str:

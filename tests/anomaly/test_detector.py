@@ -243,6 +243,14 @@ class TestGroupsAndBlocks:
 
 class TestWhy:
     def test_what_elements_add_is_what_the_score_is_above_that_of_the_nearest_typical_row(self, detector, odd):
+    def test_several_times_do_no_harm_while_they_agree(self):
+        data = daily(800)
+        valid = data.assign_coords(valid_time=data.time + np.timedelta64(6, "h"))
+        season, hour = (sf.Detector("diffusion_time", group=group) for group in ("season", "hour"))
+        assert season.fit(valid, progress=False).calibration.groups == ["DJF", "JJA", "MAM", "SON"]
+        with pytest.raises(DataError, match=r"'hour': the times of the rows \(time, valid_time\) do not agree"):
+            hour.fit(valid, progress=False)
+
         found = detector.predict(odd).attribution
         assert np.isnan(found[:48]).all()
         assert found[49].argmax() == 2

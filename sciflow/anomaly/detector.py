@@ -18,7 +18,7 @@ from sciflow.anomaly.fitting import Fitted, density_of, fitted
 from sciflow.anomaly.given import Given, Part, given
 from sciflow.anomaly.groups import group_labels
 from sciflow.anomaly.saving import read, write
-from sciflow.anomaly.scores import Score
+from sciflow.anomaly.scores import Score, require_known
 from sciflow.arguments import Arguments
 from sciflow.data.layout import Layout
 from sciflow.errors import ConfigError, DataError, ModelFileError, first_line
@@ -89,6 +89,8 @@ class Detector:
         self.wanted, self.density, self.training = score, density, dict(training or {})
         self._fitted: Fitted | None = None
         self._calibration: Calibration | None = None
+        if score is not None:
+            require_known(score)
 
     # The three steps. ------------------------------------------------------------------------------------------
 

@@ -435,7 +435,7 @@ class TestBadInput:
 
     def test_a_score_that_there_is_not(self):
         with pytest.raises(ConfigError, match="did you mean nll"):
-            sf.Detector("nl").fit(rows(100), progress=False)
+            sf.Detector("nl")
 
     @pytest.mark.parametrize("ask", ["score", "predict", "calibrate", "decision_function", "save", "explain"])
     def test_before_it_is_fitted(self, ask, tmp_path):

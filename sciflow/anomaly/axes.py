@@ -157,6 +157,8 @@ def text_of(label: Any) -> str:
     Example:
         >>> text_of(np.datetime64("2019-03-04T12:00:00")), text_of(np.float32(51.3)), text_of(np.timedelta64(7200, "s"))
         ('2019-03-04T12:00', '51.3', '2 h')
+        >>> text_of(np.timedelta64(0, "s")), text_of(np.timedelta64(930, "m")), text_of(np.timedelta64(30, "m"))
+        ('0', '15 h 30 min', '30 min')
     """
     if isinstance(label, np.datetime64):
         return str(np.datetime_as_string(label, unit="auto"))
@@ -167,6 +169,8 @@ def text_of(label: Any) -> str:
         if nanoseconds == 0:
             return "0"
         unit, size = next((unit, size) for unit, size in SPANS.items() if nanoseconds % size == 0)
+        if unit == "min" and nanoseconds > SPANS["h"]:
+            return f"{nanoseconds // SPANS['h']} h {nanoseconds % SPANS['h'] // size} min"
         return f"{nanoseconds // size} {unit}"
     if hasattr(label, "to_datetime64"):
         return text_of(label.to_datetime64())

@@ -356,7 +356,10 @@ BAD_LAYOUTS = {
         r"no dimension 'tome'; did you mean time\? known: time, latitude",
     ),
     "nothing like it": ({**CF, "sample": ["q"]}, r"no dimension 'q'; known: latitude, longitude, time"),
-    "several variables": ({}, r"several variables; choose with --variables among t2m \(time, latitude, longitude\)"),
+    "several variables": (
+        {},
+        r"choose with --variables, or as dataset\[\['t2m'\]\], among t2m \(time, latitude, longitude\)",
+    ),
     "window too long": ({**CF, "event": {"time": 21}}, r"window of 21 along 'time' is longer .* which has 20"),
     "window of nothing": ({**CF, "event": {"time": 0}}, r"length 0 and stride 0 must both be 1 or more"),
     "stride of nothing": ({**CF, "event": {"time": 4}, "stride": {"time": 0}}, r"stride 0 must both be 1 or more"),

@@ -38,6 +38,13 @@ class TestNewData:
         )
         np.testing.assert_allclose(new.statistics.mean, new.test[:].numpy().mean(0), rtol=1e-6)
 
+    def test_the_store_may_be_open(self, trained, tmp_path):
+        new, same = (
+            sf.shard(weather("2001-01-11", 48), tmp_path / name, like=like)
+            for name, like in (("open.zarr", trained), ("path.zarr", trained.path))
+        )
+        assert new.fingerprint == same.fingerprint
+
     def test_of_a_table(self, tmp_path):
         rows = np.random.default_rng(0).normal(size=(50, 2))
         trained = sf.shard(pd.DataFrame(rows, columns=["u", "v"]), tmp_path / "old.zarr")

@@ -15,7 +15,9 @@ from sciflow.errors import DataError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Axis", "axes_of", "require_results", "text_of", "time_axis", "titled"]
+    from sciflow.anomaly.detection import Detection
+
+__all__ = ["Axis", "as_results", "axes_of", "require_results", "text_of", "time_axis", "titled"]
 
 # How the names of dimensions of space begin. What else has an order is taken for a time.
 PLACES = ("lat", "lon", "lev", "plev", "pressure", "depth", "height", "alt")
@@ -62,6 +64,26 @@ class Axis:
         index = pd.Index(self.labels)
         first = np.flatnonzero(~index.duplicated())
         return np.append(first, -1)[index[first].get_indexer(pd.Index(labels))]
+
+
+def as_results(found: Detection | xr.Dataset) -> xr.Dataset:
+    """Return results as a dataset.
+
+    Args:
+        found: What a detector's ``predict`` returns, or a dataset.
+
+    Raises:
+        DataError: It is something else.
+    """
+    import xarray as xr
+
+    from sciflow.anomaly.detection import Detection
+
+    if isinstance(found, Detection):
+        return found.to_dataset()
+    if not isinstance(found, xr.Dataset):
+        raise DataError(f"results: {type(found).__name__}; give what a detector's predict returns, or a dataset of it")
+    return found
 
 
 def axes_of(
@@ -135,6 +157,8 @@ def text_of(label: Any) -> str:
     Example:
         >>> text_of(np.datetime64("2019-03-04T12:00:00")), text_of(np.float32(51.3)), text_of(np.timedelta64(7200, "s"))
         ('2019-03-04T12:00', '51.3', '2 h')
+        >>> text_of(np.timedelta64(0, "s")), text_of(np.timedelta64(930, "m")), text_of(np.timedelta64(30, "m"))
+        ('0', '15 h 30 min', '30 min')
     """
     if isinstance(label, np.datetime64):
         return str(np.datetime_as_string(label, unit="auto"))
@@ -142,7 +166,11 @@ def text_of(label: Any) -> str:
         if np.isnat(label):
             return str(label)
         nanoseconds = int(label.astype("timedelta64[ns]").astype(np.int64))
+        if nanoseconds == 0:
+            return "0"
         unit, size = next((unit, size) for unit, size in SPANS.items() if nanoseconds % size == 0)
+        if unit == "min" and nanoseconds > SPANS["h"]:
+            return f"{nanoseconds // SPANS['h']} h {nanoseconds % SPANS['h'] // size} min"
         return f"{nanoseconds // size} {unit}"
     if hasattr(label, "to_datetime64"):
         return text_of(label.to_datetime64())

@@ -116,9 +116,10 @@ class Calibration:
         sizes = [len(column if block is None else np.unique(block)) for column, block, _ in of_group]
         small = {name: size for (name, _), size in zip(parts, sizes, strict=True) if size < MIN_IN_GROUP}
         if groups is not None and small:
+            smaller = ", take smaller blocks" if unit == "blocks" else ""
             raise DataError(
-                f"groups with fewer than {MIN_IN_GROUP} {unit} to calibrate on: {columns.named(small)}; put them "
-                "together with others, or leave their rows out"
+                f"groups with fewer than {MIN_IN_GROUP} {unit} to calibrate on: {columns.named(small)}; give more rows"
+                f"{smaller}, put them together with others, or leave their rows out"
             )
         tested = exchangeability(
             [column for column, _, _ in of_group],

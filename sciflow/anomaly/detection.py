@@ -42,6 +42,7 @@ class Detection:
         weights: ``[n]``, where calibrated by weights.
         calibration: What the p-values come from.
         explain: Gives attributions of events and contexts.
+        trained_on: Share of the rows that the detector was trained on; such rows score low, whatever they are.
     """
 
     scores: np.ndarray
@@ -52,6 +53,7 @@ class Detection:
     weights: np.ndarray | None
     calibration: Calibration
     explain: Callable[[Any, Any], np.ndarray]
+    trained_on: float = 0.0
 
     @property
     def score(self) -> Any:
@@ -124,12 +126,15 @@ class Detection:
         unknown = int(np.isnan(self.p_values.p_value).sum())
         if unknown:
             groups = ", ".join(f"{name} ({rows:,})" for name, rows in self.p_values.unknown.items())
-            why = f": groups that the calibration has not seen, {groups}" if groups else ""
-            said += f", {unknown:,} without a p-value{why}"
+            why = [f"groups that the calibration has not seen, {groups}"] if groups else []
+            missing = int(np.isnan(self.scores).sum())
+            why += [f"missing or infinite values ({missing:,})"] if missing else []
+            said += f", {unknown:,} without a p-value: {'; '.join(why)}" if why else f", {unknown:,} without a p-value"
         beyond = int((self.p_values.extrapolated & self.decision.flag).sum())
         said += f", {beyond:,} of them by a fitted tail" if beyond else ""
         note = f"; {self.decision.note}" if self.decision.note else ""
-        return f"{said}; calibration {self.calibration.rows:,} rows{note}"
+        known = f"; {self.trained_on:.0%} of the rows were trained on, and score low for it" if self.trained_on else ""
+        return f"{said}; calibration {self.calibration.rows:,} rows{known}{note}"
 
     @cached_property
     def _attribution(self) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,8 +19,9 @@ from sciflow.anomaly.drift import Drift, drift
 from sciflow.anomaly.fitting import Fitted, LeftOut, density_of, fitted
 from sciflow.anomaly.given import Given, Part, given
 from sciflow.anomaly.groups import group_labels
+from sciflow.anomaly.overlap import row_hashes
 from sciflow.anomaly.saving import read, write
-from sciflow.anomaly.scores import Score
+from sciflow.anomaly.scores import Score, require_known
 from sciflow.arguments import Arguments
 from sciflow.data.layout import Layout
 from sciflow.errors import ConfigError, DataError, ModelFileError, first_line
@@ -59,9 +62,10 @@ class Detector:
 
     Example:
         >>> import sciflow as sf
-        >>> normal = np.random.default_rng(0).normal(size=(3000, 3))
+        >>> random = np.random.default_rng(0)
+        >>> normal, new = random.normal(size=(3000, 3)), random.normal(size=(50, 3))
         >>> detector = sf.Detector(score="nll", training={"max_steps": 100}).fit(normal, progress=False)
-        >>> found = detector.predict(np.vstack([normal[:50], [[9.0, 9.0, 9.0]]]), fdr=0.1)
+        >>> found = detector.predict(np.vstack([new, [[9.0, 9.0, 9.0]]]), fdr=0.1)
         >>> found
         1 of 51 events flagged at FDR 0.1 (p <= 0.0017); calibration 600 rows
         >>> found.flag.nonzero()[0]
@@ -86,6 +90,8 @@ class Detector:
         if group is not None and not isinstance(group, str):
             raise ConfigError(f"Detector: group: the name of a coordinate, or season, month, hour; got {group!r:.80}")
         self.group = group
+        if score is not None:
+            require_known(score)
         self.wanted, self.density, self.training = score, density, dict(training or {})
         self._fitted: Fitted | None = None
         self._calibration: Calibration | None = None
@@ -173,7 +179,8 @@ class Detector:
             ConfigError: A level is out of range, or nothing is fitted yet.
         """
         rows = self._given(x, context)
-        scores = self._all_scores(rows)
+        hashes: list[np.ndarray] = []
+        scores = self._all_scores(rows, hashes)
         labels = self._groups(rows, groups)
         weights = None if weights is None else columns.numbers(weights, "weights")
         p_values = self.calibration.p_values(scores, groups=labels, weights=weights)
@@ -184,32 +191,43 @@ class Detector:
             fdr=fdr,
             false_alarm_rate=false_alarm_rate,
             method=method,
-            resolution=self.calibration.resolution(),
+            # A tail that could be fitted everywhere has p-values as small as it takes.
+            resolution=0.0 if self.tail and not self.calibration.without_tail else self.calibration.resolution(),
         )
-        return Detection(scores, p_values, decision, rows, labels, weights, self.calibration, self.explain)
+        known = self._fitted_or_refuse().share_trained_on(hashes)
+        return Detection(scores, p_values, decision, rows, labels, weights, self.calibration, self.explain, known)
 
     # What one asks next. ---------------------------------------------------------------------------------------
 
-    def explain(self, events: Any, context: Any = None) -> np.ndarray:
+    def explain(self, x: Any, context: Any = None) -> Any:
         """Return what every element of rows adds to their scores, ``[n, *event_shape]``; see
-        :func:`sciflow.anomaly.attribution.attribution`."""
-        fitted = self._fitted_or_refuse()
-        rows, c = fitted.score._rows(events, context)
-        return attribution(fitted.score, rows, c, fitted.typical, fitted.usual).cpu().numpy()
+        :func:`sciflow.anomaly.attribution.attribution`.
 
-    def nearest_typical(self, events: Any, context: Any = None) -> np.ndarray:
+        Args:
+            x: Rows, flagged or not.
+            context: As :meth:`fit` takes it.
+
+        Returns:
+            With labels where the rows have them, and as an array otherwise.
+        """
+        return self._of_elements(x, context, self._explained, "attribution")
+
+    def nearest_typical(self, x: Any, context: Any = None) -> Any:
         """Return the nearest rows that would score as a normal one does, ``[n, *event_shape]``, data units: what would
         have to be otherwise. See :func:`sciflow.anomaly.attribution.nearest_typical`.
+
+        Args:
+            x: Rows, flagged or not.
+            context: As :meth:`fit` takes it.
+
+        Returns:
+            With labels where the rows have them, and as an array otherwise; NaN where none was found, which a warning
+            says.
 
         Raises:
             ConfigError: The score stands on no density.
         """
-        fitted = self._fitted_or_refuse()
-        densities = fitted.score.all_densities()
-        if not densities:
-            raise ConfigError(f"the score '{fitted.score.name}' stands on no density that could edit a row")
-        rows, c = fitted.score._rows(events, context)
-        return nearest_typical(fitted.score, densities[0], rows, c, fitted.usual).cpu().numpy()
+        return self._of_elements(x, context, self._edited, "nearest_typical")
 
     def drift(self, found: Detection, state: dict[str, Any] | None = None) -> Drift:
         """Say whether rows as a whole have moved away from those of the calibration, or only a few are odd.
@@ -217,8 +235,13 @@ class Detector:
         Args:
             found: What :meth:`predict` has said of rows, in order of time.
             state: Of the rows before, ``drift.state``, from which the evidence goes on; None to begin.
+
+        Raises:
+            ConfigError: These are rows, and not what :meth:`predict` has said of them.
         """
-        return drift(
+        if not isinstance(found, Detection):
+            raise ConfigError(f"drift is of what predict(rows) returns; got {type(found).__name__}")
+        seen = drift(
             self.calibration,
             found.scores,
             num_flagged=int(found.decision.flag.sum()),
@@ -226,6 +249,10 @@ class Detector:
             weights=found.weights,
             state=state,
         )
+        if seen.verdict != "moved" or not found.trained_on:
+            return seen
+        why = f"but {found.trained_on:.0%} of the rows were trained on, and score low for it: leave them out"
+        return replace(seen, words=f"{seen.words}; {why}")
 
     @property
     def fitted_score(self) -> Score:
@@ -287,9 +314,17 @@ class Detector:
         rows = given(x, fitted.layout, fitted.score.event_shape)
         return rows.with_context(context, densities[0] if densities else None)
 
-    def _all_scores(self, rows: Given) -> np.ndarray:
+    def _all_scores(self, rows: Given, hashes: list[np.ndarray] | None = None) -> np.ndarray:
+        """Scores of all rows, which are read once; their hashes are put into a list that is given."""
+
+        def parts() -> Iterable[Part]:
+            for part in rows.parts():
+                if hashes is not None:
+                    hashes.append(row_hashes(part.events))
+                yield part
+
         out = np.full(len(rows), np.nan)
-        scores, places = self._scores_of(rows.parts())
+        scores, places = self._scores_of(parts())
         out[places] = scores
         return out
 
@@ -306,6 +341,37 @@ class Detector:
     def score_events(self, events: Any, context: Any = None) -> np.ndarray:
         """Return the scores of events ``[n, *event_shape]`` that lie in memory, ``[n]``, float64."""
         return self._fitted_or_refuse().score(events, context).cpu().numpy()
+
+    def _of_elements(self, x: Any, context: Any, of_events: Callable[[Any, Any], np.ndarray], name: str) -> Any:
+        """Something of every element of rows: of labelled ones with their labels, whatever order they came in."""
+        if not (hasattr(x, "dims") or hasattr(x, "columns")):
+            return of_events(x, context)
+        rows = self._given(x, context)
+        found = np.full((len(rows), *rows.event_shape), np.nan)
+        for part in rows.parts():
+            found[part.places] = of_events(part.events, part.context)
+        return rows.labelled(found, name)
+
+    def _explained(self, events: Any, context: Any) -> np.ndarray:
+        fitted = self._fitted_or_refuse()
+        rows, c = fitted.score._rows(events, context)
+        return attribution(fitted.score, rows, c, fitted.typical, fitted.usual).cpu().numpy()
+
+    def _edited(self, events: Any, context: Any) -> np.ndarray:
+        fitted = self._fitted_or_refuse()
+        densities = fitted.score.all_densities()
+        if not densities:
+            raise ConfigError(f"the score '{fitted.score.name}' stands on no density that could edit a row")
+        rows, c = fitted.score._rows(events, context)
+        found = nearest_typical(fitted.score, densities[0], rows, c, fitted.usual)
+        without = int((found.isnan() & rows.isfinite()).flatten(1).any(1).sum())
+        if without:
+            warnings.warn(
+                f"{without:,} of {len(rows):,} rows have no nearest typical row: even what lies in the middle of the "
+                "density scores above the median of normal rows; a score of log p alone has one, Detector('nll')",
+                stacklevel=4,
+            )
+        return found.cpu().numpy()
 
     def _groups(self, rows: Given, groups: Any) -> np.ndarray | None:
         if groups is not None:

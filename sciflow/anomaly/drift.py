@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,10 @@ class Drift:
     martingale: float
     verdict: Literal["moved", "odd", "quiet"]
     words: str
-    state: dict[str, Any]
+    state: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.words
 
 
 def drift(

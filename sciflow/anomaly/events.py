@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import Axis, axes_of, require_results, text_of, time_axis
+from sciflow.anomaly.axes import Axis, as_results, axes_of, require_results, text_of, time_axis
 from sciflow.anomaly.reasons import reasons, values_at
 from sciflow.errors import DataError, SciflowError
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from sciflow.anomaly.detection import Detection
+
 __all__ = ["merge_events", "write_events"]
 
 Integers = NDArray[np.int64]
 
 
 def merge_events(
-    found: xr.Dataset,
+    found: Detection | xr.Dataset,
     *,
     gap: int = 0,
     diagonals: bool = True,
@@ -42,8 +44,9 @@ def merge_events(
     other events do not change its ``id``.
 
     Args:
-        found: Results of a detector over their sample dimensions: ``score``, ``p_value`` and ``flag``; with
-            ``extrapolated`` and ``attribution`` where there are. Only flagged cells are read of all but ``flag``.
+        found: What a detector's ``predict`` returns; or such results as a dataset over their sample dimensions:
+            ``score``, ``p_value`` and ``flag``, with ``extrapolated`` and ``attribution`` where there are. Only flagged
+            cells are read of all but ``flag``.
         gap: Steps without a flag that an event may have in time: along the first dimension of times, or else the
             first with an order that is no dimension of space.
         diagonals: Whether cells that touch at a corner are neighbours, too: what has moved from one time to the next.
@@ -84,6 +87,7 @@ def merge_events(
         >>> len(merge_events(found, gap=2))
         1
     """
+    found = as_results(found)
     axes = axes_of(found, neighbours, periodic)
     require_results(found, axes)
     time = time_axis(axes)

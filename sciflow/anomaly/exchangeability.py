@@ -127,7 +127,8 @@ def _advice(order: _Order, tested: str) -> tuple[int | None, str]:
         f"of about {block_rows:,} rows"
     )
     if num_blocks < MIN_BLOCKS:
-        advice += f", of which there are {num_blocks}: {MIN_BLOCKS * block_rows:,} rows would do, or groups"
+        advice += f", of which there are {num_blocks}: {MIN_BLOCKS * block_rows:,} rows would do, or "
+        advice += "larger groups" if order.name else "groups"
     return block_rows, advice
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,16 @@ class Fitted:
     hashes: np.ndarray
     copies: float
 
+    def share_trained_on(self, hashes: Sequence[np.ndarray]) -> float:
+        """Return what share of rows was trained on, by their hashes; 0 where it is no more than that of copies."""
+        of_rows = np.concatenate([np.empty(0, np.uint64), *hashes])
+        share = float(are_known(of_rows, self.hashes).mean()) if len(of_rows) else 0.0
+        return share if share > self.copies + _SEVERAL else 0.0
+
     def warn_of_overlap(self, events: Iterable[Any]) -> None:
         """Warn where rows to calibrate on have been trained on: their scores are too low, and p-values with them."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *map(row_hashes, events)])
-        share = float(are_known(hashes, self.hashes).mean()) if len(hashes) else 0.0
-        if share > self.copies + _SEVERAL:
+        share = self.share_trained_on([row_hashes(some) for some in events])
+        if share:
             warnings.warn(
                 f"{share:.0%} of the rows to calibrate on are rows that were trained on: their scores are lower than "
                 "those of new rows, so that p-values are too small; calibrate on others",

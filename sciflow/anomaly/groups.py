@@ -29,7 +29,7 @@ def group_labels(
         shape: Their lengths.
 
     Raises:
-        DataError: There is no such coordinate, or no time, or more than one.
+        DataError: There is no such coordinate, or no time, or several that do not agree.
 
     Example:
         >>> import xarray as xr
@@ -43,16 +43,35 @@ def group_labels(
     if group in known and group not in dims and group in _OF_TIME:
         found = known[group]  # a coordinate of one's own that is called so
     elif group in _OF_TIME:
-        times = [c for c in known.values() if c.dtype.kind == "M" or (c.size and hasattr(c.values.flat[0], "calendar"))]
-        if len(times) != 1:
-            names = ", ".join(map(str, known)) or "none"
-            what = "no time among the coordinates" if not times else "more than one time among the coordinates"
-            raise DataError(f"group '{group}': {what} of the rows ({names}): give groups=, one for each row")
-        found = getattr(times[0].dt, _OF_TIME[group])
+        return _of_time(group, known, dims, shape)
     elif group in known:
         found = known[group]
     else:
         raise DataError(f"group '{group}': {nearest(group, [*_OF_TIME, *known])}")
+    return _of_rows(found, dims, shape)
+
+
+def _of_time(group: str, known: dict[str, xr.DataArray], dims: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The season, month or hour of every row. Several times, as GRIB files have them, do no harm while they agree."""
+    times = {
+        n: c for n, c in known.items() if c.dtype.kind == "M" or (c.size and hasattr(c.values.flat[0], "calendar"))
+    }
+    names = ", ".join(known) or "none"
+    if not times:
+        raise DataError(
+            f"group '{group}': no time among the coordinates of the rows ({names}): give groups=, one for each row"
+        )
+    labels = [_of_rows(getattr(time.dt, _OF_TIME[group]), dims, shape) for time in times.values()]
+    if not all(np.array_equal(labels[0], other) for other in labels[1:]):
+        raise DataError(
+            f"group '{group}': the times of the rows ({', '.join(times)}) do not agree on it: drop those that are not "
+            "meant, or give groups=, one for each row"
+        )
+    return labels[0]
+
+
+def _of_rows(found: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Values of a coordinate, one for each row."""
     import xarray as xr
 
     grid = xr.DataArray(np.empty(shape, np.int8), dims=dims)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sciflow.anomaly.axes import Axis, axes_of, require_results, text_of, time_axis, titled
+from sciflow.anomaly.axes import Axis, as_results, axes_of, require_results, text_of, time_axis, titled
 from sciflow.anomaly.figures.calibration import p_value_histogram, score_distributions
 from sciflow.anomaly.figures.choice import where_figures
 from sciflow.anomaly.figures.marks import marks_of
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
+
+    from sciflow.anomaly.detection import Detection
 
 __all__ = ["Drift", "write_detection_page"]
 
@@ -38,7 +40,7 @@ class Drift(Protocol):
 
 def write_detection_page(
     path: str | Path,
-    found: xr.Dataset,
+    found: Detection | xr.Dataset,
     events: pd.DataFrame,
     *,
     calibration_scores: Any = None,
@@ -50,8 +52,9 @@ def write_detection_page(
 
     Args:
         path: Where the page goes; the folder must exist.
-        found: Results of a detector: ``score``, ``p_value`` and ``flag`` over their sample dimensions, with
-            ``extrapolated`` and ``attribution`` where there are. Its attributes are among the facts.
+        found: What a detector's ``predict`` returns; or such results as a dataset: ``score``, ``p_value`` and ``flag``
+            over their sample dimensions, with ``extrapolated`` and ``attribution`` where there are. Its attributes are
+            among the facts.
         events: The events of these results, as :func:`~sciflow.anomaly.events.merge_events` returns them: numbered on
             the page in the order of the table. One whose peak is not among the results stands in the table alone.
         calibration_scores: Scores of calibration, to draw those of the results against.
@@ -66,6 +69,7 @@ def write_detection_page(
         DataError: A variable of the results or a column of the events is missing.
         SciflowError: The file cannot be written.
     """
+    found = as_results(found)
     axes = axes_of(found)
     _require(found, events, axes)
     score, p_value, flag = (
@@ -98,7 +102,12 @@ def write_detection_page(
         if calibration_scores is not None and scored:
             figures = [score_distributions(np.ravel(calibration_scores), score.ravel(), score_title)]
         sections.append(Section("Drift", "" if drift is None else drift.words, figures=figures))
-    attrs = {str(name).replace("_", " "): value for name, value in found.attrs.items() if str(value) != "nan"}
+    # The note stands above.
+    attrs = {
+        str(name).replace("_", " "): _fact(value)
+        for name, value in found.attrs.items()
+        if str(value) != "nan" and name != "note"
+    }
     known = attrs | dict(facts or {})
     if known:
         sections.append(Section("Facts", table=known))
@@ -128,16 +137,27 @@ def _headline(found: xr.Dataset, num_events: int, num_flagged: int, scored: int,
     return f"{events}, {num_flagged:,} of {scored:,} {what} flagged{level}"
 
 
+def _fact(value: Any) -> Any:
+    """A list, as attributes of files may be, in words."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
 def _counted(axes: Sequence[Axis]) -> str:
     if len(axes) > 1:
         return "cells"
     return "times" if time_axis(axes) is not None else "rows"
 
 
+def _counted_out(number: int, axes: Sequence[Axis], one: str, several: str) -> str:
+    """Such as "1 time has no score", "7 times have no score"."""
+    what = _counted(axes)
+    return f"1 {one.format(what.removesuffix('s'))}" if number == 1 else f"{number:,} {several.format(what)}"
+
+
 def _summary(
     found: xr.Dataset, events: pd.DataFrame, axes: Sequence[Axis], score: NDArray[Any], p_value: NDArray[Any]
 ) -> str:
-    words, what = [], _counted(axes)
+    words = []
     if len(events):
         first = events.iloc[0]
         where = ", ".join(f"{axis.name} {text_of(first[f'{axis.name}_peak'])}" for axis in axes)
@@ -150,9 +170,10 @@ def _summary(
         words.append(f"{beyond:,} p-values are extrapolated: they lie beyond what{of} calibration can tell apart.")
     missing, without = int(np.isnan(score).sum()), int(np.count_nonzero(np.isnan(p_value) & ~np.isnan(score)))
     if missing and missing < score.size:
-        words.append(f"{missing:,} {what} have no score.")
+        words.append(_counted_out(missing, axes, "{} has no score.", "{} have no score."))
     if without:
-        words.append(f"{without:,} scored {what} have no p-value, as calibration has none like them.")
+        why = "no p-value, as calibration has none like"
+        words.append(_counted_out(without, axes, f"scored {{}} has {why} it.", f"scored {{}} have {why} them."))
     if found.attrs.get("note"):
         words.append(str(found.attrs["note"]))
     return " ".join(words)

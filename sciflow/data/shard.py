@@ -52,7 +52,7 @@ def shard(
     missing: Literal["error", "drop", "fill"] | None = None,
     fill_value: float | Sequence[float] | None = None,
     dtype: str | None = None,
-    like: str | Path | None = None,
+    like: Store | str | Path | None = None,
     shard_rows: int | None = None,
     seed: int = 0,
     num_writers: int | None = None,
@@ -79,8 +79,9 @@ def shard(
         missing: What becomes of NaN and infinity: ``error`` (by default), ``drop`` the event, or ``fill``.
         fill_value: What to fill with, in data units, one for each variable or for all; None for the variable's mean.
         dtype: ``float32`` (by default) or ``float64``.
-        like: A store that is there: new data are laid out as its own, and all of them are for the test, since a model
-            is to be held against them. Of what is said above only ``missing`` and ``fill_value`` may differ.
+        like: A store that is there, or its path: new data are laid out as its own, and all of them are for the test,
+            since a model is to be held against them. Of what is said above only ``missing`` and ``fill_value`` may
+            differ.
         shard_rows: Events in a training shard; by default 64 MiB of them, or a sixteenth of all.
         seed: Of the split.
         num_writers: Writing threads; each holds a shard in memory.
@@ -113,6 +114,8 @@ def shard(
         "context": context,
         "dtype": dtype,
     }
+    if isinstance(like, Store):
+        like = like.path
     if like is not None:
         layout, missing, fill_value = request_like(
             like, {**layout, "split": split, "split_by": split_by, "split_block": split_block}, missing, fill_value

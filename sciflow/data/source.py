@@ -321,7 +321,10 @@ def _choose(dataset: xr.Dataset, variables: Sequence[str] | None, context: Seque
         raise LayoutError(f"{name}: no variable is left for the events")
     if len(have) == 1 or (all(len(dims) == 1 for dims in have.values()) and len(set(have.values())) == 1):
         return list(have)
-    raise LayoutError(f"{name}: several variables; choose with --variables among {_listed(dataset)}")
+    first = next(iter(have))
+    raise LayoutError(
+        f"{name}: several variables; choose with --variables, or as dataset[[{first!r}]], among {_listed(dataset)}"
+    )
 
 
 def _listed(dataset: xr.Dataset) -> str:
@@ -338,7 +341,7 @@ def _require_numbers(dataset: xr.Dataset, variable: str, name: str) -> None:
         example = f", such as {str(array[dict.fromkeys(array.dims, 0)].values)!r}" if array.size else ""
         raise DataError(
             f"{name}: variable '{variable}' holds {what}{example}; events are made of numbers: "
-            "leave it out with --variables, or encode it first"
+            "leave it out (--variables names the others), or encode it first"
         )
 
 

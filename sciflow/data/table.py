@@ -216,7 +216,7 @@ def _require_numbers(file: _File, column: str, first: str) -> None:
     what = "dates" if types.is_temporal(kind) else "text"
     raise DataError(
         f"{file.path}: column '{column}' holds {what}{example}; events are made of numbers: "
-        "leave it out with --variables, or encode it first"
+        "leave it out (--variables names the others), or encode it first"
     )
 
 

@@ -168,6 +168,13 @@ class TestWords:
         assert "too few rows" in text
         assert "*" in text
 
+    def test_one_is_told_as_one(self, tmp_path):
+        found = with_missing(series(), xr.DataArray(np.arange(200) < 1, dims="time"))
+        found["p_value"] = found.p_value.where(np.arange(200) < 199)
+        text = page(tmp_path, found)
+        assert "1 time has no score." in text
+        assert "1 scored time has no p-value, as calibration has none like it." in text
+
     def test_the_table_has_the_events_in_their_order(self, tmp_path):
         found = with_attribution(series(300), variable=3).assign_coords(variable=["t2m", "wind", "<b>"])
         events = merge_events(found)
@@ -186,6 +193,12 @@ class TestWords:
         assert "model fingerprint" in facts
         assert "0123abcd" in facts
         assert "1,240" in facts
+
+    def test_a_list_of_facts_is_told_in_words_and_a_note_once(self, tmp_path):
+        text = page(tmp_path, series().assign_attrs(stores=["monday.zarr", "tuesday.zarr"], note="too few rows"))
+        assert "monday.zarr, tuesday.zarr" in text
+        assert "[" not in text.split("<h2>Facts</h2>")[1]
+        assert text.count("too few rows") == 1
 
     def test_drift_is_told_with_and_without_scores(self, tmp_path):
         drift = SimpleNamespace(words="The world has moved.")
@@ -350,6 +363,15 @@ class TestAttribution:
         assert axes.get_title(loc="left") == "event 0, b"
         np.testing.assert_array_equal(axes.collections[0].get_array(), values[1])
         assert axes.collections[0].get_clim() == (-5, 5)
+
+    def test_where_no_element_adds_anything_that_is_said(self):
+        coords = {"variable": ["a", "b"], "hour": np.arange(9)}
+        nothing = xr.DataArray(np.zeros((2, 9)), coords, ("variable", "hour"))
+        figure = self.draw(nothing, nothing + 1)
+        assert [text.get_text() for text in figure.axes[0].texts] == ["no element by itself adds to the score"]
+        assert not figure.axes[0].axison
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+        assert not self.draw(nothing).legends
 
     def test_one_element_has_nothing_to_draw(self, tmp_path):
         assert self.draw(xr.DataArray([3.0], dims="variable")) is None

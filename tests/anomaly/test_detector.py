@@ -197,7 +197,27 @@ class TestWhatItTakes:
         found = detector.predict(odd)
         assert np.isnan(found.p_value[3])
         assert not found.flag[3]
-        assert "1 without a p-value" in repr(found)
+        assert "1 without a p-value: missing or infinite values (1)" in repr(found)
+
+    def test_what_it_finds_becomes_events_and_a_page(self, detector, odd, tmp_path):
+        found = detector.predict(odd)
+        events = sf.anomaly.merge_events(found)
+        pd.testing.assert_frame_equal(events, sf.anomaly.merge_events(found.to_dataset()))
+        assert len(events) == 2
+        page = sf.anomaly.write_detection_page(tmp_path / "page.html", found, events)
+        assert "2 events, 2 of 50 rows flagged" in page.read_text(encoding="utf-8")
+
+    def test_rows_that_were_trained_on_are_told_of(self, detector, odd):
+        assert detector.predict(odd).trained_on == 0
+        found = detector.predict(rows(2000))
+        assert found.trained_on == pytest.approx(0.7)
+        assert "70% of the rows were trained on, and score low for it" in repr(found)
+
+    def test_where_a_tail_is_fitted_no_resolution_is_in_the_way(self):
+        detector = sf.Detector("diffusion_time", tail=True).fit(rows(3000), progress=False)
+        assert "cannot be flagged" not in repr(detector.predict(rows(1000, seed=9), fdr=0.001))
+        few = sf.Detector("diffusion_time", tail=True).fit(rows(1000), progress=False)
+        assert "cannot be flagged" in repr(few.predict(rows(1000, seed=9), fdr=0.001))
 
     def test_no_rows_are_no_anomalies(self, detector):
         assert repr(detector.predict(rows(0))).startswith("0 of 0 events flagged")
@@ -222,6 +242,14 @@ class TestGroupsAndBlocks:
         found = detector.predict(odd, groups=[0] * 49 + [7])
         assert np.isnan(found.p_value[-1])
         assert "groups that the calibration has not seen, 7 (1)" in repr(found)
+
+    def test_several_times_do_no_harm_while_they_agree(self):
+        data = daily(800)
+        valid = data.assign_coords(valid_time=data.time + np.timedelta64(6, "h"))
+        season, hour = (sf.Detector("diffusion_time", group=group) for group in ("season", "hour"))
+        assert season.fit(valid, progress=False).calibration.groups == ["DJF", "JJA", "MAM", "SON"]
+        with pytest.raises(DataError, match=r"'hour': the times of the rows \(time, valid_time\) do not agree"):
+            hour.fit(valid, progress=False)
 
     def test_blocks_are_held_out_whole(self):
         detector = sf.Detector("nll", block=10, training=QUICK).fit(daily(), progress=False)
@@ -339,12 +367,47 @@ class TestWhy:
         usual = odd[np.argsort(detector.score(odd))[:3]]
         np.testing.assert_array_equal(detector.nearest_typical(usual), usual.astype(np.float32))
 
+    def test_tables_are_explained_by_the_names_of_their_columns(self):
+        table = pd.DataFrame(rows(1000), columns=["a", "b", "c"])
+        new = pd.DataFrame([[0.0, 0.0, 12.0]], columns=["a", "b", "c"], index=["monday"])
+        detector = sf.Detector("nll", training=QUICK).fit(table, progress=False)
+        for of_row in (detector.explain, detector.nearest_typical):
+            found, turned = of_row(new), of_row(new[["c", "a", "b"]])
+            assert list(found.columns) == ["a", "b", "c"]
+            assert list(found.index) == ["monday"]
+            pd.testing.assert_frame_equal(found, turned)
+        assert detector.explain(new).loc["monday"].idxmax() == "c"
+
+    def test_where_no_typical_row_is_found_a_warning_says_so(self):
+        ring = rows(2000, 2)
+        ring /= np.linalg.norm(ring, axis=1, keepdims=True)
+        flow = sf.flows.NSF((2,), num_transforms=1)
+        sf.fit(flow, ring, max_steps=5, progress=False)
+        detector = sf.Detector(Ensemble([NegativeLogProb(flow), LocalOutlierFactor()])).fit(ring, progress=False)
+        with pytest.warns(UserWarning, match="2 of 2 rows have no nearest typical row"):
+            assert np.isnan(detector.nearest_typical(np.array([[9.0, 0.0], [0.0, 9.0]]))).all()
+
 
 class TestDrift:
     def test_one_odd_row_is_no_drift_and_a_shift_of_all_is(self, detector, odd):
         assert detector.drift(detector.predict(odd)).verdict == "odd"
         assert detector.drift(detector.predict(rows(1000, seed=8))).verdict == "quiet"
         assert detector.drift(detector.predict(1.5 * rows(1000, seed=8))).verdict == "moved"
+
+    def test_it_reads_as_its_words(self, detector, odd):
+        seen = detector.drift(detector.predict(odd))
+        assert str(seen) == seen.words
+        assert "state" not in repr(seen)
+
+    def test_of_rows_that_were_trained_on_it_says_so(self):
+        detector = sf.Detector(Ensemble([LocalOutlierFactor()])).fit(rows(1000), progress=False)
+        seen = detector.drift(detector.predict(rows(1000)))
+        assert seen.verdict == "moved"
+        assert seen.words.endswith("but 70% of the rows were trained on, and score low for it: leave them out")
+
+    def test_is_asked_of_what_predict_said(self, detector):
+        with pytest.raises(ConfigError, match=r"what predict\(rows\) returns; got ndarray"):
+            detector.drift(rows(100))
 
 
 class TestSaving:
@@ -508,7 +571,7 @@ class TestBadInput:
 
     def test_a_score_that_there_is_not(self):
         with pytest.raises(ConfigError, match="did you mean nll"):
-            sf.Detector("nl").fit(rows(100), progress=False)
+            sf.Detector("nl")
 
     @pytest.mark.parametrize("ask", ["score", "predict", "calibrate", "decision_function", "save", "explain"])
     def test_before_it_is_fitted(self, ask, tmp_path):

@@ -297,8 +297,8 @@ class TestAttribution:
     def test_hours_of_a_window_are_spans_of_time(self):
         found = self.found().assign_coords(hour=np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]"))
         first = merge_events(found).sort_values("day_start").iloc[0]
-        assert first["features"] == "t2m hour=0 d 75 %, wind hour=6 h 25 %"
-        assert [element["hour"] for element in json.loads(first["attribution"])] == ["0 d", "6 h"]
+        assert first["features"] == "t2m hour=0 75 %, wind hour=6 h 25 %"
+        assert [element["hour"] for element in json.loads(first["attribution"])] == ["0", "6 h"]
 
     def test_blocks_hold_any_number_of_events(self, monkeypatch):
         found = random_field(2, (9, 6, 8), share=0.3).drop_vars("extrapolated", errors="ignore")
@@ -370,6 +370,10 @@ class TestTable:
 
 
 class TestRefusals:
+    def test_rows_are_no_results(self):
+        with pytest.raises(DataError, match="results: ndarray; give what a detector's predict returns"):
+            merge_events(np.zeros(3))
+
     @pytest.mark.parametrize("name", ["flag", "score", "p_value"])
     def test_what_is_missing_is_named(self, name):
         with pytest.raises(DataError, match=f"no variable '{name}'"):

@@ -487,10 +487,17 @@ class TestByName:
         with pytest.raises(ConfigError, match="one score or more"):
             build([], lambda family: flow())
 
+    def test_an_ensemble_is_made_of_names_too(self):
+        made = build({"ensemble": {"scores": ["nll", "latent_norm"], "combine": "max"}}, lambda family: flow())
+        assert repr(made) == "Ensemble([NegativeLogProb(NSF, method=None), LatentNorm(NSF)], combine='max')"
+
     @pytest.mark.parametrize(
         ("wanted", "message"),
         [
             ("nnl", "did you mean nll"),
+            (["nll", "nnl"], "did you mean nll"),
+            ("ensemble", "give its members"),
+            ({"ensemble": {"scores": ["nnl"]}}, "did you mean nll"),
             ({"nll": 3}, "mapping"),
             ({"denoising_error": {"draws": 3}}, "draws"),
             (3, "give a name"),
@@ -498,5 +505,8 @@ class TestByName:
         ],
     )
     def test_what_is_not_there_is_told(self, wanted, message):
+        def trained(family: str) -> sf.flows.NSF:
+            raise AssertionError("told too late: something was trained")
+
         with pytest.raises(ConfigError, match=message):
-            build(wanted, lambda family: known(STANDARD) if family == "diffusion" else flow())
+            build(wanted, trained)

@@ -61,18 +61,29 @@ def attribution_panels(attributions: Sequence[xr.DataArray], titles: Sequence[st
     for panel in panels[len(arrays) :]:
         panel.set_axis_off()
     for panel, array in zip(panels, arrays, strict=False):
-        if is_line == [False]:
+        if not np.nan_to_num(array.values).any():
+            _nothing(panel)
+        elif is_line == [False]:
             _bars(panel, array, title)
         elif is_line in ([True], [False, True]):
             _lines(panel, array, _largest_rows(arrays), title)
         else:
             _map(panel, array, title)
-    if is_line == [False, True]:
-        legend_above(figure, panels[0], num_columns=MOST_LINES)
+    drawn = next((panel for panel in panels if panel.get_legend_handles_labels()[0]), None)
+    if is_line == [False, True] and drawn is not None:
+        legend_above(figure, drawn, num_columns=MOST_LINES)
     for panel, name, (_, where) in zip(panels, titles, cut, strict=False):
         panel.set_title(f"{name}, {where}" if where else name, fontsize=10, color=INK, loc="left")
     figure.set_label(f"Attribution at the peak of {'; '.join(titles)}.")
     return figure
+
+
+def _nothing(axes: Axes) -> None:
+    """In place of an attribution that is 0 everywhere."""
+    axes.set_axis_off()
+    axes.text(
+        0, 0.9, "no element by itself adds to the score", transform=axes.transAxes, fontsize=9, color=INK, va="top"
+    )
 
 
 def _largest_slice(attribution: xr.DataArray) -> tuple[xr.DataArray, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "SubspaceDistance",
     "Typicality",
     "build",
+    "require_known",
 ]
 
 SCORES: dict[str, type[Score]] = {
@@ -77,29 +79,69 @@ def build(wanted: Any, density: Callable[[str], Density]) -> Score:
         >>> build("nll", lambda family: NSF((2,), num_transforms=1))
         NegativeLogProb(NSF, method=None)
     """
+    require_known(wanted)
     if isinstance(wanted, Score):
         return wanted
     if isinstance(wanted, Density):
         return NegativeLogProb(wanted)
-    if isinstance(wanted, str):
-        return _named(wanted, {}, density)
     if isinstance(wanted, list | tuple):
         return Ensemble([build(each, density) for each in wanted])
+    name, options = _name_and_options(wanted)
+    kind = SCORES[name]
+    if kind is Ensemble:
+        options = {**options, "scores": [build(each, density) for each in options["scores"]]}
+    try:
+        return kind(*([] if kind.needs is None else [density(kind.needs)]), **options)
+    except TypeError as error:
+        raise ConfigError(f"score {name!r}: {str(error).partition('__init__() ')[2] or error}") from None
+
+
+def require_known(wanted: Any) -> None:
+    """Refuse what :func:`build` could not make, before anything is trained for it.
+
+    Args:
+        wanted: As there.
+
+    Raises:
+        ConfigError: There is no such score, it has no such option, or it cannot be made by its name alone.
+
+    Example:
+        >>> require_known(["nll", {"diffusion_time": {"num_neighbours": 10}}])
+        >>> require_known("nil")
+        Traceback (most recent call last):
+        ...
+        sciflow.errors.ConfigError: score 'nil': did you mean nll?
+    """
+    if isinstance(wanted, Score | Density):
+        return
+    if isinstance(wanted, list | tuple):
+        for each in wanted:
+            require_known(each)
+        return
+    name, options = _name_and_options(wanted)
+    if name not in SCORES:
+        raise ConfigError(f"score {name!r:.80}: {nearest(str(name), SCORES)}")
+    kind = SCORES[name]
+    if kind is Ensemble:
+        members = options.get("scores")
+        if not isinstance(members, list | tuple):
+            raise ConfigError("score 'ensemble': give its members, as scores: [nll, distance], or a list in its place")
+        require_known(members)
+    try:
+        inspect.signature(kind).bind(*([] if kind.needs is None else [None]), **options)
+    except TypeError as error:
+        how = "; make it of objects: LikelihoodRatio(flow, background=other)" if kind is LikelihoodRatio else ""
+        raise ConfigError(f"score {name!r}: {error}{how}") from None
+
+
+def _name_and_options(wanted: Any) -> tuple[Any, Mapping[str, Any]]:
+    if isinstance(wanted, str):
+        return wanted, {}
     if isinstance(wanted, Mapping) and len(wanted) == 1:
         name, options = next(iter(wanted.items()))
         if not isinstance(options, Mapping):
             raise ConfigError(
                 f"score {name!r}: give its options as a mapping, such as {{num_draws: 8}}; got {options!r}"
             )
-        return _named(name, options, density)
+        return name, options
     raise ConfigError(f"score {wanted!r:.80}: give a name ({', '.join(SCORES)}), a score, or a density")
-
-
-def _named(name: Any, options: Mapping[str, Any], density: Callable[[str], Density]) -> Score:
-    if name not in SCORES:
-        raise ConfigError(f"score {name!r:.80}: {nearest(str(name), SCORES)}")
-    kind = SCORES[name]
-    try:
-        return kind(*([] if kind.needs is None else [density(kind.needs)]), **options)
-    except TypeError as error:
-        raise ConfigError(f"score {name!r}: {str(error).partition('__init__() ')[2] or error}") from None

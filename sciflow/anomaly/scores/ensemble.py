@@ -55,6 +55,9 @@ class Ensemble(Score):
     def event_shape(self) -> torch.Size:
         return self.members[0].event_shape
 
+    def __repr__(self) -> str:
+        return f"Ensemble([{', '.join(map(repr, self.members))}], combine={self.arguments['combine']!r})"
+
     def _fit(self, x: Tensor, context: Tensor | None, reference: Tensor, reference_context: Tensor | None) -> None:
         for number, member in enumerate(self.members):
             member.fit(x, context, reference=reference, reference_context=reference_context)

@@ -2,66 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from sciflow.errors import ConfigError, SciflowError
+from sciflow.errors import ConfigError
+from sciflow.option_values import (
+    is_setting,
+    parse_context,
+    parse_names,
+    parse_numbers,
+    parse_settings,
+    parse_sizes,
+    parse_split_by,
+    parse_strides,
+)
+from sciflow.terminal import Commands, is_first, say
 
 __all__ = ["app", "main"]
 
 
-class _Commands(TyperGroup):
-    """Says what went wrong, or is worth knowing, in one line on standard error."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command; a command that was given wrongly is told so in one line, too."""
-        standalone = options.pop("standalone_mode", True)
-        try:
-            code = super().main(*args, **{**options, "standalone_mode": False})
-        except Exception as error:
-            # Typer's usage errors, whose class has moved from release to release.
-            if not hasattr(error, "format_message"):
-                raise
-            if type(error).__name__ == "NoArgsIsHelpError":
-                error.show()  # type: ignore[attr-defined]
-            else:
-                _say(f"error: {error.format_message().rstrip('.')}; --help says what there is")
-            sys.exit(2)
-        if standalone:
-            sys.exit(code if isinstance(code, int) else 0)
-        return code
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run what a command does."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
-            threading.excepthook = _excepthook
-            try:
-                return super().invoke(ctx)
-            except SciflowError as error:
-                _say(f"error: {error}")
-            except KeyboardInterrupt:
-                _say("interrupted: the same command goes on from here")
-                sys.exit(130)
-            except BrokenPipeError:
-                os._exit(0)
-            except OSError as error:
-                _say(f"error: {error.filename or 'file system'}: {error.strerror or error}")
-            finally:
-                threading.excepthook = threading.__excepthook__
-        sys.exit(1)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -164,16 +128,16 @@ def shard(
 
     if len(sources) < 2:
         raise ConfigError("give one source or more, and then the store to be written: sciflow shard data.nc data.zarr")
-    by, block = _split_by(split_by)
+    by, block = parse_split_by(split_by)
     store = write_store(
         sources[:-1] if len(sources) > 2 else sources[0],
         sources[-1],
-        variables=_names(variables),
-        event=_sizes(event, "event"),
-        sample=_names(sample),
-        stride=_strides(stride),
-        context=_names(context) or (),
-        split=None if split is None else _shares(split),
+        variables=parse_names(variables),
+        event=parse_sizes(event, "event"),
+        sample=parse_names(sample),
+        stride=parse_strides(stride),
+        context=parse_names(context) or (),
+        split=None if split is None else parse_numbers(split, "split"),
         split_by=by,
         split_block=block,
         missing=missing,  # type: ignore[arg-type]
@@ -265,9 +229,9 @@ def train(
         workflow, overrides or [], address=address, runs=runs, overwrite=overwrite, local=local, progress=not quiet
     )
     if run.outcome is None:
-        _say(f"stopped on request; the same command goes on from {run.folder / 'checkpoints'}")
+        say(f"stopped on request; the same command goes on from {run.folder / 'checkpoints'}")
         sys.exit(143)
-    if _is_first():
+    if is_first():
         if ended:
             typer.echo(f"{_short(run.folder)} has ended before; begin it anew with --overwrite")
         typer.echo(f"{run.fit()!r}")
@@ -315,14 +279,14 @@ def score(
     from sciflow.scoring.distributed import score_on_ray
 
     given = options or []
-    if store is not None and _is_option(store):
+    if store is not None and is_setting(store):
         given, store = [store, *given], None
     scores = score_on_ray(
         run,
         store,
         out,
         method=method,
-        options=_options(given, "the method such as tolerance=1e-4"),
+        options=parse_settings(given, "the method such as tolerance=1e-4"),
         batch_size=batch_size,
         address=address,
         local=local,
@@ -383,9 +347,9 @@ def detect(
         progress=not quiet,
     )
     for words in run.unreadable:
-        _say(f"left for the next run: {words}")
+        say(f"left for the next run: {words}")
     for note in run.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if run.drift is not None:
         typer.echo(run.drift)
     typer.echo(str(run))
@@ -434,8 +398,8 @@ def sample(
         run,
         n,
         out,
-        context=_context(context),
-        options=_options(options or [], "the model's sampler such as num_steps=20"),
+        context=parse_context(context),
+        options=parse_settings(options or [], "the model's sampler such as num_steps=20"),
         seed=seed,
         block_rows=block_rows,
         address=address,
@@ -446,104 +410,6 @@ def sample(
     )
     path = _short(samples)
     typer.echo(f"samples: {path}; open with xarray.open_zarr('{path}')")
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _sizes(text: str | None, option: str) -> dict[str, int | None] | None:
-    if text is None:
-        return None
-    sizes: dict[str, int | None] = {}
-    for item in _names(text) or []:
-        name, equals, size = item.partition("=")
-        try:
-            sizes[name] = int(size) if equals else None
-        except ValueError:
-            raise ConfigError(
-                f"--{option} {item}: give NAME=LENGTH, a whole number of steps, or NAME for all of it"
-            ) from None
-    return sizes
-
-
-def _strides(text: str | None) -> dict[str, int] | None:
-    sizes = _sizes(text, "stride")
-    if sizes is None:
-        return None
-    for name, size in sizes.items():
-        if size is None:
-            raise ConfigError(f"--stride {name}: give NAME=STEPS")
-    return {name: size for name, size in sizes.items() if size is not None}
-
-
-def _split_by(text: str | None) -> tuple[str | None, int | None]:
-    sizes = _sizes(text, "split-by")
-    if not sizes:
-        return None, None
-    if len(sizes) > 1:
-        raise ConfigError(f"--split-by {text}: give one dimension")
-    return next(iter(sizes.items()))
-
-
-def _shares(text: str) -> list[float]:
-    return _numbers(text, "split")
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--{option} {text}: give numbers with commas between them") from None
-
-
-def _context(text: str | None) -> Any:
-    if text is None or not text.lstrip().startswith(("{", "[")):
-        return None if text is None else _numbers(text, "context")
-    return _yaml("--context", text)
-
-
-def _is_option(text: str) -> bool:
-    """Whether it is no store: that may be left out, and folders may be called ``year=2020``."""
-    key, equals, _ = text.partition("=")
-    return bool(equals) and key.isidentifier() and not Path(text).exists()
-
-
-def _options(items: list[str], of: str) -> dict[str, Any]:
-    options = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"{item}: give KEY=VALUE, an option of {of}")
-        options[key] = _yaml(key, text)
-    return options
-
-
-def _yaml(what: str, text: str) -> Any:
-    import yaml
-
-    from sciflow.config import from_yaml
-
-    try:
-        return from_yaml(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{what}: {text!r} is not a YAML value") from None
-
-
-def _excepthook(raised: threading.ExceptHookArgs) -> None:
-    # A full disk in TensorBoard's writing thread is raised again, and told of, by the next write.
-    if not issubclass(raised.exc_type, OSError):
-        threading.__excepthook__(raised)
-
-
-def _is_first() -> bool:
-    """Whether this process speaks for those that torchrun has started with it."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def _say(text: str) -> None:
-    if _is_first():
-        typer.echo(text, err=True)
 
 
 def _short(path: str | Path) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
+from sciflow.files import write_to_disk, written_whole
 
 __all__ = ["family_of", "load", "require_saveable", "save", "weights_hash"]
 
@@ -89,12 +90,13 @@ def save(density: Density, path: str | Path) -> Path:
     try:
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        # Left from the inside out: the numbers take their place first.
         with (
-            _written_beside(folder / _WEIGHTS, weights) as new_weights,
-            _written_beside(folder / _DESCRIPTION, text.encode()) as new_description,
+            written_whole(folder / _DESCRIPTION) as new_description,
+            written_whole(folder / _WEIGHTS) as new_weights,
         ):
-            os.replace(new_weights, folder / _WEIGHTS)
-            os.replace(new_description, folder / _DESCRIPTION)
+            write_to_disk(new_weights, weights)
+            write_to_disk(new_description, text.encode())
     except OSError as error:
         if made:
             with contextlib.suppress(OSError):
@@ -194,20 +196,6 @@ def _as_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise ConfigError(f"{path!r:.80} is no path: give that of a folder")
     return Path(path)
-
-
-@contextlib.contextmanager
-def _written_beside(target: Path, content: bytes) -> Iterator[Path]:
-    """Yield a file on the disk beside ``target``, to be renamed; it is gone afterwards, renamed or not."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _model_folder(path: Path) -> Path:

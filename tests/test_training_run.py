@@ -21,11 +21,12 @@ import torch
 import yaml
 
 import sciflow as sf
+from sciflow import files
 from sciflow.errors import CheckpointError, ConfigError, DataError, ModelFileError, RunError, StoreError, TrainingError
 from sciflow.inspection import describe
 from sciflow.scoring.samples import samples_as_dataset
 from sciflow.training import checkpoint as checkpoints
-from sciflow.training import files, metrics
+from sciflow.training import metrics
 from sciflow.training.metrics import Metrics, read_metrics
 from sciflow.training.report import write_report
 from sciflow.training.run import DRIVER_LOCK, Run
@@ -366,7 +367,7 @@ class TestAFullDisk:
     @pytest.mark.parametrize(
         ("module", "name", "kind"),
         [
-            (checkpoints, "_write_synced", CheckpointError),
+            (checkpoints, "write_to_disk", CheckpointError),
             (metrics, "write_whole", RunError),
             (files.os, "replace", (RunError, ModelFileError)),
         ],

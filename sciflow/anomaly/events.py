@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from sciflow.anomaly.axes import Axis, as_results, axes_of, require_results, text_of, time_axis
 from sciflow.anomaly.reasons import reasons, values_at
 from sciflow.errors import DataError, SciflowError
+from sciflow.files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,15 +114,13 @@ def write_events(table: pd.DataFrame, folder: str | Path) -> None:
     table.attrs = {}
     for name in ("events.parquet", "events.csv"):
         path = Path(folder, name)
-        beside = path.with_name(f".{name}.{os.getpid()}.part")
         try:
-            if path.suffix == ".csv":
-                table.to_csv(beside, index=False, lineterminator="\n")
-            else:
-                table.to_parquet(beside, index=False)
-            os.replace(beside, path)
+            with written_whole(path) as beside:
+                if path.suffix == ".csv":
+                    table.to_csv(beside, index=False, lineterminator="\n")
+                else:
+                    table.to_parquet(beside, index=False)
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise SciflowError(f"{path}: cannot write the events: {error.strerror or error}") from error
 
 

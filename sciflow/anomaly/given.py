@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from sciflow.arrays import numbers
+from sciflow.data.coordinates import coordinates_along
 from sciflow.data.layout import Layout
 from sciflow.data.source import EventSource, GridSource
 from sciflow.data.sources import as_dataset
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import LayoutError, ShapeError
+from sciflow.errors import ShapeError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,9 +159,7 @@ class Given:
         inside = values.ndim > 1
         dims = (*self.dims, *self.layout.event_axes) if inside else self.dims
         shape = (*self.shape, *values.shape[1:])
-        known = self.coordinates
-        coordinates = {} if known is None else {n: c for n, c in known.coords.items() if set(c.dims) <= set(dims)}
-        return xr.DataArray(values.reshape(shape), coordinates, dims, name, attributes)
+        return xr.DataArray(values.reshape(shape), coordinates_along(dims, self.coordinates), dims, name, attributes)
 
 
 def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] | None = None) -> Given:
@@ -179,13 +178,14 @@ def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] |
     """
     if isinstance(data, (str, Path)):
         data = open_store(data)
+    of_training = None if trained is None else trained.to_json()
     if isinstance(data, Store):
-        _require_layout(data.layout, trained, event_shape, data.path)
+        data.layout.require_fits(of_training, event_shape, data.path, "the detector")
         return Given(data, None, data.layout, tuple(data.event_shape))
     if hasattr(data, "dims") or hasattr(data, "columns"):
         # Cut as the training data were.
         source = GridSource(as_dataset(data), **({} if trained is None else trained.request()))
-        _require_layout(source.layout, trained, event_shape, "data")
+        source.layout.require_fits(of_training, event_shape, "data", "the detector")
         return Given(data, source, source.layout, source.layout.event_shape)
     rows = data if isinstance(data, torch.Tensor) else numbers(data)
     if rows.ndim < 1 or (event_shape is not None and tuple(rows.shape[1:]) != tuple(event_shape)):
@@ -194,14 +194,3 @@ def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] |
     if rows.ndim == 1:
         raise ShapeError(f"rows [n, *event_shape] expected; got {list(rows.shape)}: of single numbers give x[:, None]")
     return Given(rows, None, None, tuple(rows.shape[1:]))
-
-
-def _require_layout(layout: Layout, trained: Layout | None, event_shape: Sequence[int] | None, where: str) -> None:
-    if trained is not None:
-        difference = layout.difference(trained.to_json())
-        if difference is not None:
-            raise LayoutError(f"{where}: the detector was fitted on another layout: {difference}")
-    elif event_shape is not None and layout.event_shape != tuple(event_shape):
-        raise LayoutError(
-            f"{where}: events of shape {list(layout.event_shape)}, the detector is for {list(event_shape)}"
-        )

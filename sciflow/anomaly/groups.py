@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sciflow.data.coordinates import coordinates_along
 from sciflow.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def group_labels(
         >>> group_labels("season", xr.Dataset(coords={"time": time}), ("time",), (3,)).tolist()
         ['DJF', 'DJF', 'JJA']
     """
-    known = (
-        {} if coordinates is None else {str(n): c for n, c in coordinates.coords.items() if set(c.dims) <= set(dims)}
-    )
+    known = coordinates_along(dims, coordinates)
     if group in known and group not in dims and group in _OF_TIME:
         found = known[group]  # a coordinate of one's own that is called so
     elif group in _OF_TIME:

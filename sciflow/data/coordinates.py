@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["storable"]
+__all__ = ["coordinates_along", "storable"]
 
 # What xarray itself writes beside numbers, and goes by when it reads them.
 ENCODING = ("_FillValue", "missing_value", "scale_factor", "add_offset", "dtype")
@@ -35,6 +35,20 @@ def storable(coordinate: xr.DataArray) -> tuple[np.ndarray, dict[str, Any]] | No
         if _comes_back(values, attrs):
             return values, attrs
     return None
+
+
+def coordinates_along(dims: Collection[str], labelled: xr.Dataset | None) -> dict[str, xr.DataArray]:
+    """Return the coordinates that lie along some dimensions and no other, by name; none of data without any.
+
+    Example:
+        >>> import xarray as xr
+        >>> grid = xr.Dataset(coords={"day": [1, 2], "lat": [50.0], "height": (("day", "lat"), [[2.0], [3.0]])})
+        >>> list(coordinates_along(["day"], grid))
+        ['day']
+    """
+    if labelled is None:
+        return {}
+    return {str(name): found for name, found in labelled.coords.items() if set(found.dims) <= set(dims)}
 
 
 def _plain(values: np.ndarray) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 from sciflow.data.layout import Layout
 from sciflow.data.split import SPLITS
 from sciflow.errors import StoreError
+from sciflow.files import written_whole
 
 __all__ = ["hash_files", "read_bytes", "require_files", "shard_keys", "write_file"]
 
@@ -45,15 +46,9 @@ def write_file(group: zarr.Group, key: str, pieces: Iterable[bytes]) -> None:
         sync(place.set(cpu.Buffer.from_bytes(b"".join(pieces))))
         return
     file = Path(place.store.root, place.path)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two processes may write the same
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as stream:
-            stream.writelines(pieces)
-        unfinished.replace(file)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with written_whole(file) as beside, beside.open("wb") as stream:
+        stream.writelines(pieces)
 
 
 def read_bytes(group: zarr.Group, key: str, start: int, stop: int | None = None) -> bytes:

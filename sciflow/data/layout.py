@@ -167,6 +167,27 @@ class Layout:
                 return f"{what} {list(mine)} here, {list(its)} there"
         return None
 
+    def require_fits(
+        self, trained: Mapping[str, Any] | None, event_shape: Sequence[int] | None, where: str, what: str
+    ) -> None:
+        """Refuse events of another layout than something was trained on.
+
+        Args:
+            trained: The layout of its training data, as JSON; None where they had none.
+            event_shape: Of its events; None where any will do.
+            where: What to call the data of this layout.
+            what: What to call that which was trained.
+
+        Raises:
+            LayoutError: They differ; the message says in what.
+        """
+        if trained is not None:
+            difference = self.difference(trained)
+            if difference is not None:
+                raise LayoutError(f"{where}: {what} was trained on another layout: {difference}")
+        elif event_shape is not None and self.event_shape != tuple(event_shape):
+            raise LayoutError(f"{where}: events of shape {list(self.event_shape)}, {what} is for {list(event_shape)}")
+
 
 def full_name(name: str, known: Iterable[str]) -> str:
     """Return the dimension that a name means: its own, or the only one that begins so.

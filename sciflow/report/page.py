@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sciflow.arguments import is_number
 from sciflow.errors import DataError, SciflowError
+from sciflow.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,12 +123,10 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section]) -> Pat
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n<footer>Written by sciflow.</footer>\n</body>\n</html>\n"
     )
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        with written_whole(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise SciflowError(f"{path}: cannot write the page: {error.strerror or error}") from error
     return path
 

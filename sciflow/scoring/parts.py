@@ -31,7 +31,6 @@ from sciflow.scoring.score import (
     NO_SPLIT,
     known_by,
     labelled,
-    require_layout,
     score_rows,
     split_attributes,
 )
@@ -105,7 +104,7 @@ class Scoring:
         # Beside the model, in the folder of its run, is a good place.
         for source in (store, _description(model).parent):
             require_apart(out, source)
-        require_layout(density, opened.layout, store)
+        opened.layout.require_fits(density.layout, density.event_shape, store, "the model")
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: 1 event or more at a time")
         kind = kind_of_likelihood(density, opened.context_shape, method, options or {})

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from sciflow.arrays import numbers
+from sciflow.data.coordinates import coordinates_along
 from sciflow.data.layout import Layout
 from sciflow.data.source import GridSource
 from sciflow.data.sources import as_dataset
 from sciflow.data.split import SPLITS
 from sciflow.data.store import Store, open_store
 from sciflow.density import Density
-from sciflow.errors import ConfigError, LayoutError, ShapeError
+from sciflow.errors import ConfigError, ShapeError
 from sciflow.kernels import repeated
 from sciflow.likelihood import Status
 from sciflow.modes import in_evaluation_mode
@@ -26,7 +27,7 @@ from sciflow.progress import progress_bar
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["BATCH_SIZE", "FIELDS", "NO_SPLIT", "known_by", "labelled", "require_layout", "score", "score_rows"]
+__all__ = ["BATCH_SIZE", "FIELDS", "NO_SPLIT", "known_by", "labelled", "score", "score_rows"]
 
 BATCH_SIZE = 4096
 BLOCK_BYTES = 32 << 20
@@ -144,11 +145,8 @@ def labelled(
     """Put arrays over the sample dimensions together with their coordinates."""
     import xarray as xr
 
-    coords = {}
-    if coordinates is not None:
-        coords = {name: c for name, c in coordinates.coords.items() if set(c.dims) <= set(dims)}
     arrays = {name: (dims, values, FIELDS[name][2] if name in FIELDS else {}) for name, values in fields.items()}
-    return xr.Dataset(arrays, coords, attributes)
+    return xr.Dataset(arrays, coordinates_along(dims, coordinates), attributes)
 
 
 def known_by(kind: str, method: str | None, options: Mapping[str, Any]) -> dict[str, str]:
@@ -163,26 +161,10 @@ def known_by(kind: str, method: str | None, options: Mapping[str, Any]) -> dict[
     return {"likelihood": kind, "method": "default" if method is None else method, "options": shown}
 
 
-def require_layout(density: Density, layout: Layout, where: str) -> None:
-    """Refuse events of another layout than the density was trained on.
-
-    Raises:
-        LayoutError: They differ; the message says in what.
-    """
-    if density.layout is not None:
-        difference = layout.difference(density.layout)
-        if difference is not None:
-            raise LayoutError(f"{where}: the model was trained on another layout: {difference}")
-    elif tuple(density.event_shape) != layout.event_shape:
-        raise LayoutError(
-            f"{where}: events of shape {list(layout.event_shape)}, the model is for {list(density.event_shape)}"
-        )
-
-
 def _score_store(
     density: Density, store: Store, method: str | None, batch_size: int, progress: bool, options: dict[str, Any]
 ) -> xr.Dataset:
-    require_layout(density, store.layout, store.path)
+    store.layout.require_fits(density.layout, density.event_shape, store.path, "the model")
     grid = {name: np.full(store.layout.num_grid_events, empty, dtype) for name, (dtype, empty, _) in FIELDS.items()}
     grid["split"] = np.full(store.layout.num_grid_events, NO_SPLIT, np.int8)
     kind, done = "", 0
@@ -219,5 +201,5 @@ def _source(density: Density, data: Any) -> GridSource:
         return GridSource(dataset)
     trained = Layout.from_json(density.layout)
     source = GridSource(dataset, **trained.request())
-    require_layout(density, source.layout, "data")
+    source.layout.require_fits(density.layout, density.event_shape, "data", "the model")
     return source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sciflow.errors import CheckpointError
+from sciflow.files import write_to_disk
 
 __all__ = ["Checkpoint", "newest", "optimizer_tensors", "restore_optimizer", "verify", "write"]
 
@@ -60,10 +60,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         content = save_tensors({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()})
-        _write_synced(partial / "state.safetensors", content)
+        write_to_disk(partial / "state.safetensors", content)
         digest = _digest(hashlib.sha256(content), checkpoint.step, checkpoint.state)
         record = {"step": checkpoint.step, "sha256": digest, "state": checkpoint.state}
-        _write_synced(partial / "state.json", json.dumps(record).encode())
+        write_to_disk(partial / "state.json", json.dumps(record).encode())
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -177,10 +177,3 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 def _name(step: int) -> str:
     return f"step-{step:09d}"
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

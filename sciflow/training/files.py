@@ -1,9 +1,10 @@
-"""Small files that are there whole or not at all."""
+"""Small text files that are there whole or not at all."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from sciflow.files import written_whole
 
 __all__ = ["write_whole"]
 
@@ -14,9 +15,5 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written; what was there is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as beside:
+        beside.write_text(text)

@@ -313,6 +313,7 @@ def detect(
     ] = 0.0,
     address: Address = None,
     runs: Runs = Path("runs"),
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a task.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Work in this process, without Ray.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -343,6 +344,7 @@ def detect(
         address=address,
         local=local,
         wait=wait,
+        use_gpu=gpu,
         runs=runs,
         progress=not quiet,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 
 from sciflow.anomaly import columns
 from sciflow.anomaly.attribution import attribution, nearest_typical
@@ -282,13 +283,18 @@ class Detector:
         return write(path, settings, self._fitted_or_refuse(), self._calibration)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
         """Read a detector back.
 
+        Args:
+            path: Where it was saved.
+            device: Where it is to score.
+
         Raises:
+            ConfigError: There is no such device.
             ModelFileError: A file is missing, damaged, or of another version.
         """
-        settings, fitted, calibration = read(path)
+        settings, fitted, calibration = read(path, device)
         try:
             detector = cls(fitted.score, **settings)
         except (TypeError, ConfigError) as error:
@@ -355,7 +361,7 @@ class Detector:
     def _explained(self, events: Any, context: Any) -> np.ndarray:
         fitted = self._fitted_or_refuse()
         rows, c = fitted.score._rows(events, context)
-        return attribution(fitted.score, rows, c, fitted.typical, fitted.usual).cpu().numpy()
+        return attribution(fitted.score, rows, c, fitted.typical.to(rows.device), fitted.usual).cpu().numpy()
 
     def _edited(self, events: Any, context: Any) -> np.ndarray:
         fitted = self._fitted_or_refuse()

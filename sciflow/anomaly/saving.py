@@ -87,10 +87,15 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
     return folder
 
 
-def read(path: str | Path) -> Saved:
+def read(path: str | Path, device: str | torch.device = "cpu") -> Saved:
     """Read what :func:`write` has written.
 
+    Args:
+        path: The folder.
+        device: Where to put what scores.
+
     Raises:
+        ConfigError: There is no such device.
         ModelFileError: A file is missing, damaged, or of another version.
     """
     folder = Path(path)
@@ -98,9 +103,11 @@ def read(path: str | Path) -> Saved:
     numbers = _numbers(folder, description)
     try:
         count = 1 + max((k for k in _densities(description["score"])), default=-1)
-        densities = [load_density(folder / f"density-{number}") for number in range(count)]
+        densities = [load_density(folder / f"density-{number}", device) for number in range(count)]
         _require_own(folder, description, count)
-        score = _score(description["score"], densities, "score", numbers)
+        score = _score(
+            description["score"], densities, "score", {k: tensor.to(device) for k, tensor in numbers.items()}
+        )
         layout = None if description["layout"] is None else Layout.from_json(description["layout"])
         hashes = numbers["hashes"].numpy().view(np.uint64)
         fitted = Fitted(score, layout, numbers["typical"], description["usual"], hashes, description["copies"])

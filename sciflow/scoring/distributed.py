@@ -28,7 +28,7 @@ from sciflow.scoring.score import BATCH_SIZE
 from sciflow.training.distributed import connected, last_line
 from sciflow.training.run import Run, require_ended
 
-__all__ = ["each_here", "each_on_ray", "sample_on_ray", "score_on_ray"]
+__all__ = ["each_here", "each_on_ray", "require_gpu", "sample_on_ray", "score_on_ray"]
 
 
 def score_on_ray(
@@ -79,7 +79,7 @@ def score_on_ray(
     """
     job = _job(Path(model), store, out, method, options, batch_size)
     if use_gpu:
-        _require_gpu(address, here=local)
+        require_gpu(address, here=local)
 
     def work(shard: tuple[str, int]) -> None:
         job.score_shard(*shard, "cuda" if use_gpu else "cpu")
@@ -156,7 +156,7 @@ def sample_on_ray(
     )
     elsewhere = bool(address or os.environ.get("RAY_ADDRESS"))
     if use_gpu:
-        _require_gpu(address, here=local or (len(job) < 2 and not elsewhere))
+        require_gpu(address, here=local or (len(job) < 2 and not elsewhere))
     with _held(place):
         waiting = job.begin(density, overwrite)
         if waiting is None:
@@ -233,7 +233,7 @@ def _opened(model: str, device: str, weights: str) -> Density:
     return density
 
 
-def _require_gpu(address: str | None, here: bool = False) -> None:
+def require_gpu(address: str | None, here: bool = False) -> None:
     """Refuse to work on a GPU where there is none, before anything is written.
 
     Raises:

@@ -269,6 +269,15 @@ class TestGroupsAndBlocks:
                 detector.fit(daily(200), progress=False)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("score", [None, "nll", {"denoising_error": {"num_draws": 2}}], ids=str)
+def test_on_a_gpu_it_says_what_it_says_on_a_processor(score, odd, tmp_path):
+    there = sf.Detector(score, training=QUICK).fit(rows(500), progress=False).save(tmp_path / "detector")
+    here, elsewhere = (sf.Detector.load(there, device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(elsewhere.score(odd), here.score(odd), rtol=1e-3)
+    np.testing.assert_allclose(elsewhere.explain(odd[-2:]), here.explain(odd[-2:]), rtol=0.05, atol=0.05)
+
+
 class TestOfFewRows:
     """Too few to hold some out: each is scored by all others."""
 

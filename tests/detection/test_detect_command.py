@@ -18,7 +18,7 @@ from sciflow.anomaly.scheduled.check import check
 from sciflow.anomaly.scheduled.record import DetectionRun
 from sciflow.cli import main
 from sciflow.config import Workflow, explained, from_yaml, load_workflow
-from sciflow.errors import ConfigError
+from sciflow.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -200,6 +200,26 @@ def figures(file: Path) -> dict[str, float]:
     return {line.removeprefix("sciflow_detect_").partition("{")[0]: float(line.split()[-1]) for line in lines}
 
 
+class TestOnAGpu:
+    def test_nothing_is_written_where_there_is_none(self, world, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        world.come_in(0)
+        with pytest.raises(ConfigError, match="has no GPU: leave it out"):
+            world.detect(use_gpu=True)
+        assert not world.out.exists()
+
+    @pytest.mark.gpu
+    def test_results_are_those_of_a_processor(self, world, trained, tmp_path):
+        other = trained.copy(tmp_path / "other")
+        for one in (world, other):
+            one.come_in(0, odd=True)
+        world.detect(use_gpu=True)
+        other.detect()
+        np.testing.assert_allclose(world.results.score, other.results.score, rtol=1e-4)
+        np.testing.assert_array_equal(world.results.flag, other.results.flag)
+        np.testing.assert_allclose(world.results.attribution, other.results.attribution, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 class TestOnRay:
@@ -212,6 +232,22 @@ class TestOnRay:
         elsewhere(other)
         assert contents(world.current) == contents(other.current)
 
+    def test_a_cluster_that_is_named_calibrates_too(self, world, trained, tmp_path, monkeypatch):
+        other = trained.copy(tmp_path / "other")
+        for one in (world, other):
+            one.come_in(0, odd=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(sf.Detector, "fit", None)  # not in this process
+            elsewhere(world, address="auto")
+        other.detect()
+        assert contents(world.current) == contents(other.current)
+
+    def test_what_is_wrong_with_calibration_is_told_as_it_was_raised_there(self, world):
+        world.detection["calibration"] = {"group": "day"}
+        world.come_in(0)
+        with pytest.raises(DataError, match="groups with fewer than"):
+            elsewhere(world, address="auto")
+
     def test_a_shard_that_cannot_be_read_is_left(self, world):
         store = world.come_in(0, shard_rows=4)
         (store / "test" / "events" / "c" / "1" / "0").unlink()
@@ -220,7 +256,7 @@ class TestOnRay:
         assert "day000.zarr: shard test/1 is missing" in done.unreadable[0]
 
 
-def elsewhere(world: World) -> DetectionRun:
+def elsewhere(world: World, **options: str) -> DetectionRun:
     from sciflow.anomaly.scheduled.detect import detect
 
-    return detect(world.workflow, runs=world.root / "runs", progress=False)
+    return detect(world.workflow, runs=world.root / "runs", progress=False, **options)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sciflow.anomaly.scheduled.folder import Folder
 from sciflow.anomaly.scheduled.gap import require_time
-from sciflow.anomaly.scheduled.job import Job
+from sciflow.anomaly.scheduled.job import Each, Job
 from sciflow.anomaly.scheduled.ledger import Ledger
 from sciflow.anomaly.scheduled.notify import deliver, wanted
 from sciflow.anomaly.scheduled.plan import Plan, make_plan
@@ -25,7 +25,7 @@ from sciflow.anomaly.scheduled.record import DetectionRun
 from sciflow.anomaly.scheduled.results import Results
 from sciflow.anomaly.scheduled.span import Span
 from sciflow.anomaly.scheduled.watch import watched
-from sciflow.anomaly.scheduled.work import Each, carry_out
+from sciflow.anomaly.scheduled.work import carry_out
 from sciflow.config import Workflow, load_workflow
 from sciflow.errors import RunError, SciflowError
 
@@ -44,6 +44,7 @@ def detect(
     address: str | None = None,
     local: bool = False,
     wait: float = 0.0,
+    use_gpu: bool = False,
     runs: str | Path = "runs",
     progress: bool = True,
 ) -> DetectionRun:
@@ -61,6 +62,7 @@ def detect(
         address: Of a running Ray cluster; None starts one on this machine for the time of the run.
         local: Work in this process, without Ray. A single shard is no work for a cluster, unless one is named.
         wait: Seconds to wait for another run that is at work on the same results.
+        use_gpu: One GPU a task. Scores are those of a processor but for the last digits: stay with one or the other.
         runs: Folder of the runs; all nodes must see it, the stores and the results.
         progress: Show progress bars on a terminal.
 
@@ -68,15 +70,19 @@ def detect(
         What was done; its ``exit_code`` is that of the command.
 
     Raises:
-        ConfigError: The workflow is wrong, or the range is none.
+        ConfigError: The workflow is wrong, the range is none, or there is no GPU.
         RunError: There is no trained run, or another run is at work and does not end.
         StoreError: The results were written by another version, or something else is in their place.
     """
-    job = Job.of(load_workflow(workflow, overrides), runs)
+    job = Job.of(load_workflow(workflow, overrides), runs, "cuda" if use_gpu else "cpu")
+    if use_gpu:
+        from sciflow.scoring.distributed import require_gpu
+
+        require_gpu(address, here=local)
     span, folder, began = Span.of(start, stop), job.folder, time.time()
     with folder.locked(wait):
         try:
-            with _workers(address, local, progress) as each:
+            with _workers(address, local, use_gpu, progress) as each:
                 run = _run(job, folder, span, each)
         except BaseException as error:
             with suppress(OSError):
@@ -187,7 +193,7 @@ def _latest(ledger: Ledger) -> float | None:
 
 
 @contextmanager
-def _workers(address: str | None, local: bool, progress: bool) -> Iterator[Each]:
+def _workers(address: str | None, local: bool, use_gpu: bool, progress: bool) -> Iterator[Each]:
     """Who works on shards: this process, or a cluster that is started when there is work for it."""
     from sciflow.scoring.distributed import each_here, each_on_ray
     from sciflow.training.distributed import connected
@@ -204,6 +210,6 @@ def _workers(address: str | None, local: bool, progress: bool) -> Iterator[Each]
                 if not is_connected:
                     stack.enter_context(connected(address, os.cpu_count() or 1))
                     is_connected = True
-                each_on_ray(work, items, what, address, False, progress)
+                each_on_ray(work, items, what, address, use_gpu, progress)
 
         yield each

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,10 @@ from sciflow.training.run import Run, require_ended
 if TYPE_CHECKING:
     from sciflow.anomaly.detector import Detector
 
-__all__ = ["Job", "hashed"]
+__all__ = ["Each", "Job", "hashed"]
+
+# Do something with every item, here or on Ray.
+Each = Callable[[Callable[[Any], object], Sequence[Any], str], None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Job:
         out: Folder of the results.
         key: Hash of all that scores and calibration depend on.
         model: Hash of the model's weights.
+        device: Where tasks score; no matter of what is found, but for the last digits.
     """
 
     workflow: str
@@ -44,14 +49,16 @@ class Job:
     out: str
     key: str
     model: str
+    device: str
 
     @classmethod
-    def of(cls, workflow: Workflow, runs: str | Path) -> Job:
+    def of(cls, workflow: Workflow, runs: str | Path, device: str = "cpu") -> Job:
         """Check all that can be checked before anything is read.
 
         Args:
             workflow: Its section ``detection`` counts, and its name; the rest is the run's.
             runs: Folder of the runs.
+            device: Where tasks score.
 
         Raises:
             ConfigError: The output is no folder of a file system.
@@ -73,7 +80,8 @@ class Job:
         # Where the store is may have changed since.
         mine = {"name": workflow.name, "data": workflow.data, "detection": detection}
         used = trained.model_copy(update=mine)
-        job = cls(used.model_dump_json(), str(run), str(Path(out).absolute()), key[:16], model["weights"]["sha256"])
+        weights, place = model["weights"]["sha256"], str(Path(out).absolute())
+        job = cls(used.model_dump_json(), str(run), place, key[:16], weights, device)
         for source in (workflow.data.store, *job.patterns, *watched(job.patterns).values()):
             require_apart(job.out, source)
         return job
@@ -99,52 +107,64 @@ class Job:
         layout: dict[str, Any] = _description(Path(self.run, "model", "model.json"))["layout"]
         return layout
 
-    def prepare(self) -> Detector:
+    def prepare(self, each: Each) -> Detector:
         """Return the detector; where it is not there yet, it is made of the model, and calibrated on what was held out.
+
+        Args:
+            each: Does work here or on Ray.
 
         Raises:
             ConfigError: There is no such score or group.
             ModelFileError: The detector that is there is damaged, or of another model.
             StoreError: The store that the model was trained on cannot be read.
         """
-        place = Path(self.out, "detector", self.key)
-        if not (place / "detector.json").exists():
-            from sciflow.anomaly.detector import Detector
-            from sciflow.scoring.process import one_thread
-
-            run = Run(Path(self.run))
-            density, store = run.density, open_store(self.settings.data.store)
-            if density.provenance.get("data") != store.fingerprint:
+        if not (self._place / "detector.json").exists():
+            store = open_store(self.settings.data.store)
+            model = _description(Path(self.run, "model", "model.json"))
+            if model.get("provenance", {}).get("data") != store.fingerprint:
                 warnings.warn(
                     f"{store.path}: has been written anew since the model was trained: events to calibrate on may be "
                     "among those that it was trained on, and p-values too small; train again",
                     stacklevel=2,
                 )
-            detection = self.settings.detection
-            detector = Detector(
-                detection.score,
-                density=density,
-                group=detection.calibration.group,
-                block=detection.calibration.block,
-                tail=detection.calibration.tail,
-                seed=self.settings.training.seed,
-            )
-            shutil.rmtree(place, ignore_errors=True)  # what is left of one, if anything is
-            with one_thread():
-                detector.fit(store).save(place)
-            for other in place.parent.iterdir():
-                if other.name != self.key:
+            each(_make, [self], "calibrating")
+            for other in self._place.parent.iterdir():
+                if other != self._place:
                     shutil.rmtree(other)
-        made = place / "density-0" / "model.json"
+        made = self._place / "density-0" / "model.json"
         if made.exists() and _description(made)["weights"]["sha256"] != self.model:
             raise ModelFileError(
-                f"{place}: stands on another model than that of {self.run}: remove it, and it is made anew"
+                f"{self._place}: stands on another model than that of {self.run}: remove it, and it is made anew"
             )
-        return self.open()
+        return _opened(str(self._place), "cpu")
 
     def open(self) -> Detector:
-        """The detector that is there, kept from one shard to the next."""
-        return _opened(str(Path(self.out, "detector", self.key)))
+        """The detector that is there, where it is to score, kept from one shard to the next."""
+        return _opened(str(self._place), self.device)
+
+    @property
+    def _place(self) -> Path:
+        return Path(self.out, "detector", self.key)
+
+
+def _make(job: Job) -> None:
+    """Make the detector of the model, calibrate it on what was held out, and write it down."""
+    from sciflow.anomaly.detector import Detector
+    from sciflow.families import load
+    from sciflow.scoring.process import one_thread
+
+    detection = job.settings.detection
+    detector = Detector(
+        detection.score,
+        density=load(job.run, job.device),
+        group=detection.calibration.group,
+        block=detection.calibration.block,
+        tail=detection.calibration.tail,
+        seed=job.settings.training.seed,
+    )
+    shutil.rmtree(job._place, ignore_errors=True)  # what is left of one, if anything is
+    with one_thread():
+        detector.fit(open_store(job.settings.data.store), progress=False).save(job._place)
 
 
 def _description(file: Path) -> dict[str, Any]:
@@ -163,11 +183,11 @@ def _settings(text: str) -> Workflow:
 
 
 @lru_cache(maxsize=1)
-def _opened(place: str) -> Detector:
+def _opened(place: str, device: str) -> Detector:
     from sciflow.anomaly.detector import Detector
 
     try:
-        return Detector.load(place)
+        return Detector.load(place, device)
     except ModelFileError as error:
         raise ModelFileError(f"{error}; or remove {place}, and the next run makes it anew") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from sciflow.anomaly.scheduled.axis import Axis
 from sciflow.anomaly.scheduled.evidence import Evidence
 from sciflow.anomaly.scheduled.folder import Folder
-from sciflow.anomaly.scheduled.job import Job, hashed
+from sciflow.anomaly.scheduled.job import Each, Job, hashed
 from sciflow.anomaly.scheduled.judge import Judged, Rows, judge
 from sciflow.anomaly.scheduled.ledger import Ledger, Seen
 from sciflow.anomaly.scheduled.plan import Part, Plan, Unit
@@ -26,10 +25,8 @@ from sciflow.errors import StoreError
 if TYPE_CHECKING:
     from sciflow.anomaly.detector import Detector
 
-__all__ = ["Each", "carry_out"]
+__all__ = ["carry_out"]
 
-# Do something with every item, here or on Ray.
-Each = Callable[[Callable[[Any], object], Sequence[Any], str], None]
 MOST_EVENTS_TOLD = 10
 
 
@@ -45,7 +42,7 @@ def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any
     Returns:
         What was done, as the ledger keeps it.
     """
-    ledger, detector = folder.ledger, job.prepare()
+    ledger, detector = folder.ledger, job.prepare(each)
     places = {name: (part.path, part.manifest) for name, part in plan.parts.items()}
     parts = folder.work / "parts"
     parts.mkdir(parents=True, exist_ok=True)

@@ -194,12 +194,15 @@ def check(
     if keys:
         typer.echo(explained(loaded))
     chosen, num_rows = check_workflow(loaded, str(workflow))
-    if loaded.detection.score is not None or loaded.detection.calibration.group is not None:
+    detection = None
+    if "detection" in loaded.model_fields_set:
         from sciflow.anomaly.scheduled.check import check as check_detection
 
-        check_detection(chosen, str(workflow))
+        detection = check_detection(chosen, str(workflow))
     rows = f"{num_rows:,} training events of {chosen.data.store}"
     typer.echo(f"{workflow}: ok: {chosen.name}, {chosen.model['name']} on {rows}")
+    if detection is not None:
+        typer.echo(f"detection: {detection}")
 
 
 @app.command()

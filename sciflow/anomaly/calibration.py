@@ -168,6 +168,11 @@ class Calibration:
         return self._references[group].resolution
 
     @property
+    def smallest_p_value(self) -> float:
+        """What no p-value is below: the resolution, or 0 where a tail is fitted beyond."""
+        return min(0.0 if each.tail is not None else each.resolution for each in self._references.values())
+
+    @property
     def scores(self) -> np.ndarray:
         """``[rows]``, the scores that it holds, sorted within every group."""
         return np.concatenate([reference.scores for reference in self._references.values()])

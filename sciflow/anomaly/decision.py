@@ -65,7 +65,7 @@ def decide(
         fdr: In (0, 1).
         false_alarm_rate: In (0, 1), in place of it.
         method: Of the false-discovery rate.
-        resolution: The smallest p-value that the calibration can give, ``calibration.resolution()``, for the note.
+        resolution: The smallest p-value that the calibration can give, ``calibration.smallest_p_value``, for the note.
         num_tests: How many p-values there are, where those above the rate are left out: none of them can be flagged.
 
     Raises:
@@ -96,8 +96,9 @@ def decide(
         alone = level / max(m, 1) / (_harmonic(m) if method == "by" and m else 1.0)
         passed = np.flatnonzero(fits(ordered, alone * np.arange(1, len(ordered) + 1)))
     threshold = float(ordered[passed[-1]]) if len(passed) else math.nan
-    note = None if len(passed) else resolution_note(m, alone, resolution)
-    return Decision(p <= threshold, threshold, level, "fixed" if fdr is None else method, note)
+    by: Literal["bh", "by", "fixed"] = "fixed" if fdr is None else method
+    note = None if len(passed) else resolution_note(m, alone, resolution, by)
+    return Decision(p <= threshold, threshold, level, by, note)
 
 
 def _harmonic(m: int) -> float:
@@ -112,15 +113,18 @@ def fits(p_values: np.ndarray | float, levels: np.ndarray | float) -> np.ndarray
     return np.less_equal(p_values, np.multiply(levels, _ROUNDING))
 
 
-def resolution_note(m: int, alone: float, resolution: float) -> str | None:
-    """Return why no row could be flagged alone among m tests, as it takes p <= ``alone``; None if one could."""
+def resolution_note(m: int, alone: float, resolution: float, method: str) -> str | None:
+    """Return why no row could be flagged alone among m tests, as it takes p <= ``alone``, and what can be done; None if
+    one could."""
     if m == 0 or fits(resolution, alone):
         return None
     # The smallest n with 1 / (n + 1) <= alone.
     needed = math.ceil(1 / (alone * _ROUNDING)) - 1
+    otherwise = "ask for a higher rate" if method == "fixed" else "flag at a false-alarm rate, such as 0.01"
     return (
         f"one odd row alone cannot be flagged among {m:,} tests: it takes p <= {alone:.2g}, and the calibration gives "
-        f"no p below {resolution:.2g}; calibrate on {needed:,} rows (or blocks, where it is by blocks), or fit a tail"
+        f"no p below {resolution:.2g}; {otherwise}, fit a tail, ask of fewer rows at a time, or calibrate on "
+        f"{needed:,} rows (of every group, where there are groups; blocks, where it is by blocks)"
     )
 
 

@@ -193,7 +193,7 @@ class Detector:
             false_alarm_rate=false_alarm_rate,
             method=method,
             # A tail that could be fitted everywhere has p-values as small as it takes.
-            resolution=0.0 if self.tail and not self.calibration.without_tail else self.calibration.resolution(),
+            resolution=self.calibration.smallest_p_value,
         )
         known = self._fitted_or_refuse().share_trained_on(hashes)
         return Detection(scores, p_values, decision, rows, labels, weights, self.calibration, self.explain, known)

@@ -87,7 +87,7 @@ class _Online(ABC):
         flag = np.zeros(len(p_values), dtype=bool)
         flag[known] = found
         threshold = float(p[found].max()) if found.any() else math.nan
-        note = None if found.any() else resolution_note(len(p), highest, resolution)
+        note = None if found.any() else resolution_note(len(p), highest, resolution, self.method)
         return Decision(flag, threshold, self.level, self.method, note)
 
     def _load(self, block: int) -> None:

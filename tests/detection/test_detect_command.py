@@ -76,7 +76,7 @@ class TestTheCheck:
         ("override", "words"),
         [
             ("detection.score=nlll", "detection.score: score 'nlll': did you mean nll?"),
-            ("detection.calibration.group=latt", "detection.calibration.group: group 'latt': did you mean lat?"),
+            ("detection.calibration.group=latt", "detection.calibration: group 'latt': did you mean lat?"),
             ("detection.calibration.grp=lat", "detection.calibration.grp: unknown key; did you mean group?"),
             ("detection.method=holm", "detection.method: got 'holm', it must be 'bh', 'by', 'lord' or 'saffron'"),
             ("detection.fdr=0", "detection.fdr: got 0, it must be greater than 0"),
@@ -102,6 +102,29 @@ class TestTheCheck:
     @pytest.mark.parametrize("score", [{"nll": {"method": "ode", "tolerance": 1e-3}}, "typicality", "latent_norm"])
     def test_passes_options_that_there_are(self, score, world):
         check(load_workflow({**world.workflow, "model": {"name": "diffusion"}, "detection": {"score": score}}))
+
+    @pytest.mark.parametrize(
+        ("detection", "words"),
+        [
+            (
+                {"fdr": 0.1},
+                "648 test events calibrate: at FDR 0.1 an odd event alone is flagged among 64 new ones at the most",
+            ),
+            ({"calibration": {"group": "lat"}}, "in 3 groups of "),
+            ({"calibration": {"block": 30}}, "blocks of test events calibrate: "),
+            ({"false_alarm_rate": 0.05}, "enough for a false-alarm rate of 0.05"),
+            ({"false_alarm_rate": 0.001}, "999 are needed for a false-alarm rate of 0.001"),
+        ],
+        ids=str,
+    )
+    def test_says_what_the_test_events_are_enough_for(self, detection, words, world):
+        assert words in check(load_workflow({**world.workflow, "detection": detection}))
+
+    def test_refuses_a_store_without_test_events(self, world, tmp_path):
+        rows = np.random.default_rng(0).normal(size=(50, 2))
+        sf.shard(rows, tmp_path / "rows.zarr", split=(0.8, 0.2, 0.0), progress=False)
+        with pytest.raises(ConfigError, match="no test events"):
+            check(load_workflow({"name": "demo", "data": {"store": str(tmp_path / "rows.zarr")}, "detection": {}}))
 
     def test_knows_that_a_gap_takes_a_time(self, world, tmp_path):
         check(load_workflow(world.workflow, ["detection.events.gap=2"]))

@@ -127,6 +127,8 @@ def _run(job: Job, folder: Folder, span: Span | None, each: Each) -> DetectionRu
             done.append(carry_out(job, folder, plan, each))
         else:
             notes = [f"no store matches {pattern}" for pattern in job.patterns if not watched([pattern])]
+            if span is not None:
+                notes.append(f"no store holds anything {span}")
             done.append({"unreadable": [*plan.unreadable.values()], "notes": notes})
     folder.tidy()
     return _tell(job, folder, _summed(folder, done))

@@ -111,7 +111,7 @@ def _all_at_once(found: Judged, evidence: Evidence, units: Sequence[Unit], setti
         places.append(could_be)
         small.append(p_value[could_be])
         num_tests += int(np.count_nonzero(~np.isnan(p_value)))
-    resolution = evidence.detector.calibration.resolution()
+    resolution = evidence.detector.calibration.smallest_p_value
     decision = decide(np.concatenate(small), **asked, resolution=resolution, num_tests=num_tests)
     _note(found, decision)
     flags = np.split(decision.flag, np.cumsum([len(some) for some in places])[:-1])
@@ -132,7 +132,7 @@ def _one_after_the_other(found: Judged, evidence: Evidence, units: Sequence[Unit
     begun = found.online
     goes_on = begun is not None and (begun["method"], begun["level"]) == (settings.method, settings.fdr)
     tests: Any = stream.from_state(begun) if begun is not None and goes_on else stream(settings.fdr)
-    decision = tests.decide(p_value[order], resolution=evidence.detector.calibration.resolution())
+    decision = tests.decide(p_value[order], resolution=evidence.detector.calibration.smallest_p_value)
     found.online = tests.state()
     _note(found, decision)
     flag = np.empty(len(p_value), bool)

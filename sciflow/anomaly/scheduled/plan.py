@@ -114,7 +114,7 @@ class Plan:
         return open_watched(name, self.parts[name].path, self.parts[name].manifest)
 
     def __str__(self) -> str:
-        what = "" if self.span is None else f", from {self.start or 'the beginning'} to {self.stop or 'the end'}"
+        what = "" if self.span is None else f", {self.span}"
         work = f"{counted(len(self.units), 'shard')} of {counted(len(self.parts), 'store')} to be judged"
         lines = [f"run {self.number}{what}: {work}"]
         for name, part in self.parts.items():

@@ -41,6 +41,9 @@ class Span:
         """Return the range of what a user gave: text, numbers, dates; None where it is nothing."""
         return None if start is None and stop is None else cls(_text(start), _text(stop))
 
+    def __str__(self) -> str:
+        return f"from {self.start or 'the beginning'} to {self.stop or 'the end'}"
+
     def covers(self, dim: str, values: np.ndarray | None) -> np.ndarray:
         """Which positions are in the range.
 

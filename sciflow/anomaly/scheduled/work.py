@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ from sciflow.anomaly.scheduled.version import write_results
 from sciflow.errors import StoreError
 
 if TYPE_CHECKING:
+    from sciflow.anomaly.calibration import Calibration
     from sciflow.anomaly.detector import Detector
 
 __all__ = ["carry_out"]
 
 MOST_EVENTS_TOLD = 10
+HASH = re.compile(r"[0-9a-f]{16,}")
 
 
 def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def carry_out(job: Job, folder: Folder, plan: Plan, each: Each) -> dict[str, Any
         new / "results.zarr", stage.old, stage.grid, stage.axis, stage.was, stage.fresh, sources, attributes
     )
     drift = judged.drift
-    notes = _notes(judged, ledger, mine)
+    notes = _notes(judged, ledger, mine, detector.calibration)
     run = {
         "number": plan.number,
         "stores": sorted(stage.parts),
@@ -233,12 +236,19 @@ def _attributes(
         **({} if judged.threshold is None else {"threshold": judged.threshold}),
         **({"note": " ".join(judged.notes)} if judged.notes else {}),
         "stores": [names.get(code, "") for code in range(max(names) + 1)],
-        "detectors": [" ".join(f"{name}={value}" for name, value in sorted(one.items())) for one in detectors],
+        "detectors": [" ".join(f"{name}={_short(value)}" for name, value in sorted(one.items())) for one in detectors],
     }
 
 
-def _notes(judged: Judged, ledger: Ledger, mine: dict[str, str]) -> list[str]:
+def _short(text: str) -> str:
+    """A hash, as much of it as tells it from others."""
+    return text[:12] if HASH.fullmatch(text) else text
+
+
+def _notes(judged: Judged, ledger: Ledger, mine: dict[str, str], calibration: Calibration) -> list[str]:
     notes = list(judged.notes)
+    if not calibration.exchangeability.holds:
+        notes.append(f"calibration: {calibration.exchangeability.verdict}")
     if judged.unknown:
         groups = ", ".join(f"{group} ({count:,} rows)" for group, count in sorted(judged.unknown.items()))
         notes.append(f"groups that the calibration has not seen, whose rows are never flagged: {groups}")

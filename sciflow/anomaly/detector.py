@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sciflow.anomaly import columns
 from sciflow.anomaly.attribution import attribution, nearest_typical
@@ -20,10 +22,16 @@ from sciflow.anomaly.groups import group_labels
 from sciflow.anomaly.saving import read, write
 from sciflow.anomaly.scores import Score
 from sciflow.arguments import Arguments
+from sciflow.data.inside import require_inside
 from sciflow.data.layout import Layout
+from sciflow.data.store import Store
 from sciflow.errors import ConfigError, DataError, ModelFileError, first_line
 
 __all__ = ["Detector"]
+
+# Of a score in single precision. How many rows are scored at a time changes as much, and must not tell apart rows that
+# are copies of each other, as data on a grid have them.
+_ROUNDING = 1e-5
 
 
 class Detector:
@@ -179,6 +187,10 @@ class Detector:
         p_values = self.calibration.p_values(scores, groups=labels, weights=weights)
         if fdr is None and false_alarm_rate is None:
             fdr = 0.1
+        if false_alarm_rate is not None and method != "bh":
+            raise ConfigError(
+                f"method {method!r} is one of fdr=, and false_alarm_rate= is given: leave one of them out"
+            )
         decision = decide(
             p_values.p_value,
             fdr=fdr,
@@ -191,11 +203,13 @@ class Detector:
     # What one asks next. ---------------------------------------------------------------------------------------
 
     def explain(self, events: Any, context: Any = None) -> np.ndarray:
-        """Return what every element of rows adds to their scores, ``[n, *event_shape]``; see
-        :func:`sciflow.anomaly.attribution.attribution`."""
+        """Return what every element of rows adds to their scores, ``[n, *event_shape]``; NaN of rows without a score.
+        See :func:`sciflow.anomaly.attribution.attribution`."""
         fitted = self._fitted_or_refuse()
-        rows, c = fitted.score._rows(events, context)
-        return attribution(fitted.score, rows, c, fitted.typical, fitted.usual).cpu().numpy()
+        rows, c = self._rows(events, context)
+        why = attribution(fitted.score, rows, c, fitted.typical, fitted.usual)
+        why[fitted.score(rows, c).isnan()] = torch.nan
+        return why.cpu().numpy()
 
     def nearest_typical(self, events: Any, context: Any = None) -> np.ndarray:
         """Return the nearest rows that would score as a normal one does, ``[n, *event_shape]``, data units: what would
@@ -208,7 +222,7 @@ class Detector:
         densities = fitted.score.all_densities()
         if not densities:
             raise ConfigError(f"the score '{fitted.score.name}' stands on no density that could edit a row")
-        rows, c = fitted.score._rows(events, context)
+        rows, c = self._rows(events, context)
         return nearest_typical(fitted.score, densities[0], rows, c, fitted.usual).cpu().numpy()
 
     def drift(self, found: Detection, state: dict[str, Any] | None = None) -> Drift:
@@ -218,6 +232,8 @@ class Detector:
             found: What :meth:`predict` has said of rows, in order of time.
             state: Of the rows before, ``drift.state``, from which the evidence goes on; None to begin.
         """
+        if not isinstance(found, Detection):
+            raise ConfigError(f"drift is that of what predict() has found; got {type(found).__name__}")
         return drift(
             self.calibration,
             found.scores,
@@ -280,12 +296,37 @@ class Detector:
         if self.block is not None:
             blocks = places // int(np.prod(rows.shape[1:], dtype=np.int64)) // self.block
         groups = None if groups is None else groups[places]
-        self._calibration = Calibration.of(scores, groups=groups, blocks=blocks, weights=weights, tail=self.tail)
+        self._calibration = Calibration.of(
+            scores, groups=groups, blocks=blocks, weights=weights, tail=self.tail, rounding=_ROUNDING
+        )
+
+    def require_inside(self, coordinates: Mapping[str, Sequence[Any]], where: str) -> None:
+        """Refuse events whose numbers stand elsewhere than in those that it was fitted on.
+
+        Args:
+            coordinates: Of an event's axes, see :func:`sciflow.data.inside.inside`.
+            where: What has the events, for the message.
+
+        Raises:
+            LayoutError: They do.
+        """
+        require_inside(coordinates, self._fitted_or_refuse().inside, where)
+
+    def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
+        """Rows in memory, and a context for each, as the score takes them; of labelled data in order of its labels."""
+        score = self._fitted_or_refuse().score
+        if isinstance(x, str | Path | Store) or hasattr(x, "dims") or hasattr(x, "columns"):
+            parts = [(part.places, *score._rows(part.events, part.context)) for part in self._given(x, context).parts()]
+            order = torch.from_numpy(np.argsort(np.concatenate([places for places, _, _ in parts]), kind="stable"))
+            contexts = [c for _, _, c in parts if c is not None]
+            return torch.cat([rows for _, rows, _ in parts])[order], torch.cat(contexts)[order] if contexts else None
+        return score._rows(x, context)
 
     def _given(self, x: Any, context: Any) -> Given:
         fitted = self._fitted_or_refuse()
         densities = fitted.score.all_densities()
         rows = given(x, fitted.layout, fitted.score.event_shape)
+        self.require_inside(rows.inside, "data")
         return rows.with_context(context, densities[0] if densities else None)
 
     def _all_scores(self, rows: Given) -> np.ndarray:

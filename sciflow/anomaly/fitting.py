@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class Fitted:
         usual: The median score of rows that were not trained on.
         hashes: Of the rows that were trained on, or of a sample of them; sorted.
         copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
+        inside: Coordinates of an event's axes, see :func:`sciflow.data.inside.inside`.
     """
 
     score: Score
@@ -55,6 +56,7 @@ class Fitted:
     usual: float
     hashes: np.ndarray
     copies: float
+    inside: Mapping[str, Sequence[Any]]
 
     def warn_of_overlap(self, events: Iterable[Any]) -> None:
         """Warn where rows to calibrate on have been trained on: their scores are too low, and p-values with them."""
@@ -122,7 +124,7 @@ def fitted(
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = np.unique(row_hashes(cut.train))
     copies = float(are_known(row_hashes(cut.judge), hashes).mean())
-    return Fitted(made, rows.layout, typical, usual, hashes, copies), cut.calibration
+    return Fitted(made, rows.layout, typical, usual, hashes, copies, rows.inside), cut.calibration
 
 
 def density_of(score: Any, density: Any) -> Density | None:

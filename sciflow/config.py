@@ -201,6 +201,7 @@ def must_be(problem: Mapping[str, Any]) -> str:
         "model_attributes_type": "a mapping of keys to values",
         "is_instance_of": "a list",  # The only classes that settings are checked against are sequences.
         "string_too_short": "a text that is not empty",
+        "too_short": "a list that is not empty",
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-', the first a letter or a digit",
     }
     return known.get(problem["type"]) or problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")

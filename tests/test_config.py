@@ -145,6 +145,7 @@ class TestValues:
             ("model: nsf", ["model", "'nsf'", "a mapping of keys to values"]),
             ("scoring: {out: 5}", ["scoring.out", "got 5", "string"]),
             ("scoring: {method: 5}", ["scoring.method", "got 5", "string"]),
+            ("detection: {stores: []}", ["detection.stores", "got []", "it must be a list that is not empty"]),
             ("scoring: {options: fine}", ["scoring.options", "got 'fine'", "a mapping of keys to values"]),
             ("cluster: {num_workers: 0}", ["cluster.num_workers", "got 0", "greater than or equal to 1"]),
         ],

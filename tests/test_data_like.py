@@ -56,6 +56,20 @@ class TestNewData:
         with pytest.raises(LayoutError, match=r"not like .*t2m.zarr: units \['degC'\] here, \['K'\] there"):
             sf.shard(weather("2001-01-11", 48, "degC"), tmp_path / "new.zarr", like=trained.path)
 
+    def test_of_other_steps_are_refused(self, trained, tmp_path):
+        new = weather("2001-01-11", 48)
+        slow = new.assign_coords(time=pd.date_range("2001-01-11", periods=48, freq="3h"))
+        with pytest.raises(LayoutError, match=r"not like .*t2m.zarr: coordinate 'time' of an event is 0, 1.08e\+13"):
+            sf.shard(slow, tmp_path / "new.zarr", like=trained.path)
+
+    def test_that_are_flipped_are_refused(self, tmp_path):
+        trained = sf.shard(weather("2001-01-01", 240), tmp_path / "t2m.zarr", event=["lat"], sample=["time"])
+        new = weather("2001-01-11", 48)
+        with pytest.raises(LayoutError, match=r"'lat' of an event is 52, 51, 50 here, and 50, 51, 52 there: put it in"):
+            sf.shard(new.isel(lat=[2, 1, 0]), tmp_path / "new.zarr", like=trained.path)
+        # As single precision has them, they are the same places.
+        sf.shard(new.assign_coords(lat=new.lat.astype("f4") + 1e-5), tmp_path / "new.zarr", like=trained.path)
+
     def test_take_the_layout_from_nowhere_else(self, trained, tmp_path):
         with pytest.raises(ConfigError, match="event beside like="):
             sf.shard(weather("2001-01-11", 48), tmp_path / "new.zarr", like=trained.path, event={"time": 12})

@@ -207,6 +207,20 @@ class TestAnotherConfiguration:
         assert run.outcome["steps"] == 20
         assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
+    def test_keeps_what_was_found_by_the_run_that_it_replaces(self, workflow, tmp_path):
+        run = train(workflow, tmp_path)
+        (run.folder / "detections").mkdir()
+        (run.folder / "detections" / "state.json").write_text("years")
+        for _ in range(2):
+            run = train(workflow, tmp_path, overrides=["training.max_steps=20"], overwrite=True)
+            assert run.outcome["steps"] == 20
+            assert (run.folder / "detections" / "state.json").read_text() == "years"
+            # As one leaves it who is killed in between.
+            for path in run.folder.iterdir():
+                if path.name != "detections":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
     def test_is_also_a_store_with_other_events(self, workflow, tmp_path):
         path = tmp_path / "rows.zarr"
         rows = np.random.default_rng(5).normal(size=(100, 2))

@@ -45,6 +45,7 @@ class Calibration:
         rows: Scores that it holds.
         missing: Scores that were NaN, and are left out.
         exchangeability: What the order of the scores tells of that.
+        rounding: Share of a score that may be rounding.
 
     Example:
         >>> calibration = Calibration.of(np.arange(99.0))
@@ -61,12 +62,14 @@ class Calibration:
         tail: bool,
         missing: int,
         exchangeability: Exchangeability,
+        rounding: float = 0.0,
     ) -> None:
         self._references = references
         self.kind = kind
         self.tail = tail
         self.missing = missing
         self.exchangeability = exchangeability
+        self.rounding = rounding
         self.rows = sum(len(reference.scores) for reference in references.values())
 
     @classmethod
@@ -78,6 +81,7 @@ class Calibration:
         blocks: Any = None,
         weights: Any = None,
         tail: bool = False,
+        rounding: float = 0.0,
     ) -> Calibration:
         """Calibrate on scores of held-out rows that are normal.
 
@@ -89,6 +93,8 @@ class Calibration:
             weights: ``[n]``, above 0, where new rows are distributed otherwise than these.
             tail: Fit a generalised Pareto tail for what is beyond the largest score, see :class:`~.tail.Tail`. It takes
                 500 rows; :attr:`without_tail` names groups that have fewer.
+            rounding: Share of a score that may be rounding, as 1e-5 of networks in single precision: scores that differ
+                by no more count as equal, in favour of the row.
 
         Raises:
             ConfigError: Both blocks and weights.
@@ -126,8 +132,10 @@ class Calibration:
             None if blocks is None else [blocks[rows] for _, rows in parts],
             ["" if name is None else str(name) for name, _ in parts],
         )
-        references = {name: Reference.of(*given, tail=tail) for (name, _), given in zip(parts, of_group, strict=True)}
-        return cls(references, unit if weights is None else "weights", tail, int((~kept).sum()), tested)
+        references = {
+            name: Reference.of(*given, tail, rounding) for (name, _), given in zip(parts, of_group, strict=True)
+        }
+        return cls(references, unit if weights is None else "weights", tail, int((~kept).sum()), tested, rounding)
 
     def p_values(self, scores: Any, *, groups: Any = None, weights: Any = None) -> PValues:
         """Return the p-value of every score.
@@ -221,6 +229,7 @@ class Calibration:
             "tail": self.tail,
             "missing": self.missing,
             "exchangeability": asdict(self.exchangeability),
+            "rounding": self.rounding,
         }
         return arrays, description
 
@@ -241,12 +250,13 @@ class Calibration:
                 strict=True,
             )
             kind, tail = description["kind"], description["tail"]
+            rounding = description.get("rounding", 0.0)  # which earlier versions did not know
             references = {
-                name: Reference(scores, mass, effective, kind == "weights", tail)
+                name: Reference(scores, mass, effective, kind == "weights", tail, rounding)
                 for name, scores, mass, effective in each
             }
             tested = Exchangeability(**description["exchangeability"])
-            return cls(references, kind, tail, description["missing"], tested)
+            return cls(references, kind, tail, description["missing"], tested, rounding)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"this is not the state of a calibration ({error}): calibrate again") from error
 

@@ -14,6 +14,8 @@ __all__ = ["Label", "labels", "named", "numbers", "parts", "weights"]
 Label: TypeAlias = str | int
 
 NAMED_GROUPS = 5
+# Of weights.
+_LEAST, _MOST = 1e-100, 1e100
 
 
 def numbers(values: Any, name: str, length: int | None = None) -> np.ndarray:
@@ -82,7 +84,7 @@ def _one_a_row(column: np.ndarray, name: str, length: int | None) -> np.ndarray:
 
 
 def weights(values: Any, length: int) -> np.ndarray:
-    """Return a column of weights, all finite and above 0.
+    """Return a column of weights, all above 0, and of a size that squares and sums can be taken of.
 
     Raises:
         DataError: They are not; names the first.
@@ -93,6 +95,12 @@ def weights(values: Any, length: int) -> np.ndarray:
         raise DataError(
             f"weights have to be above 0 and finite, and {len(bad):,} are not, first in row {bad[0]}: "
             f"{column[bad[0]]:g}; leave such rows out"
+        )
+    bad = np.flatnonzero((column < _LEAST) | (column > _MOST))
+    if len(bad):
+        raise DataError(
+            f"weights have to lie between {_LEAST:g} and {_MOST:g}, and {len(bad):,} do not, first in row {bad[0]}: "
+            f"{column[bad[0]]:g}; scale all of them, those of the calibration and of new rows, by one factor"
         )
     return column
 

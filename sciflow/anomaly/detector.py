@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,10 +24,16 @@ from sciflow.anomaly.overlap import row_hashes
 from sciflow.anomaly.saving import read, write
 from sciflow.anomaly.scores import Score, require_known
 from sciflow.arguments import Arguments
+from sciflow.data.inside import require_inside
 from sciflow.data.layout import Layout
+from sciflow.data.store import Store
 from sciflow.errors import ConfigError, DataError, ModelFileError, first_line
 
 __all__ = ["Detector"]
+
+# Of a score in single precision. How many rows are scored at a time changes as much, and must not tell apart rows that
+# are copies of each other, as data on a grid have them.
+_ROUNDING = 1e-5
 
 
 class Detector:
@@ -187,6 +193,10 @@ class Detector:
         p_values = self.calibration.p_values(scores, groups=labels, weights=weights)
         if fdr is None and false_alarm_rate is None:
             fdr = 0.1
+        if false_alarm_rate is not None and method != "bh":
+            raise ConfigError(
+                f"method {method!r} is one of fdr=, and false_alarm_rate= is given: leave one of them out"
+            )
         decision = decide(
             p_values.p_value,
             fdr=fdr,
@@ -209,7 +219,7 @@ class Detector:
             context: As :meth:`fit` takes it.
 
         Returns:
-            With labels where the rows have them, and as an array otherwise.
+            With labels where the rows have them, and as an array otherwise; NaN of rows without a score.
         """
         return self._of_elements(x, context, self._explained, "attribution")
 
@@ -312,12 +322,27 @@ class Detector:
         if self.block is not None:
             blocks = places // int(np.prod(rows.shape[1:], dtype=np.int64)) // self.block
         groups = None if groups is None else groups[places]
-        self._calibration = Calibration.of(scores, groups=groups, blocks=blocks, weights=weights, tail=self.tail)
+        self._calibration = Calibration.of(
+            scores, groups=groups, blocks=blocks, weights=weights, tail=self.tail, rounding=_ROUNDING
+        )
+
+    def require_inside(self, coordinates: Mapping[str, Sequence[Any]], where: str) -> None:
+        """Refuse events whose numbers stand elsewhere than in those that it was fitted on.
+
+        Args:
+            coordinates: Of an event's axes, see :func:`sciflow.data.inside.inside`.
+            where: What has the events, for the message.
+
+        Raises:
+            LayoutError: They do.
+        """
+        require_inside(coordinates, self._fitted_or_refuse().inside, where)
 
     def _given(self, x: Any, context: Any) -> Given:
         fitted = self._fitted_or_refuse()
         densities = fitted.score.all_densities()
         rows = given(x, fitted.layout, fitted.score.event_shape)
+        self.require_inside(rows.inside, "data")
         return rows.with_context(context, densities[0] if densities else None)
 
     def _all_scores(self, rows: Given, hashes: list[np.ndarray] | None = None) -> np.ndarray:
@@ -350,7 +375,7 @@ class Detector:
 
     def _of_elements(self, x: Any, context: Any, of_events: Callable[[Any, Any], np.ndarray], name: str) -> Any:
         """Something of every element of rows: of labelled ones with their labels, whatever order they came in."""
-        if not (hasattr(x, "dims") or hasattr(x, "columns")):
+        if not (isinstance(x, str | Path | Store) or hasattr(x, "dims") or hasattr(x, "columns")):
             return of_events(x, context)
         rows = self._given(x, context)
         found = np.full((len(rows), *rows.event_shape), np.nan)
@@ -361,7 +386,9 @@ class Detector:
     def _explained(self, events: Any, context: Any) -> np.ndarray:
         fitted = self._fitted_or_refuse()
         rows, c = fitted.score._rows(events, context)
-        return attribution(fitted.score, rows, c, fitted.typical.to(rows.device), fitted.usual).cpu().numpy()
+        why = attribution(fitted.score, rows, c, fitted.typical.to(rows.device), fitted.usual)
+        why[fitted.score(rows, c).isnan()] = torch.nan
+        return why.cpu().numpy()
 
     def _edited(self, events: Any, context: Any) -> np.ndarray:
         fitted = self._fitted_or_refuse()

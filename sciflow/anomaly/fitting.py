@@ -47,6 +47,7 @@ class Fitted:
         usual: The median score of rows that were not trained on.
         hashes: Of the rows that were trained on, or of a sample of them; sorted.
         copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
+        inside: Coordinates of an event's axes, see :func:`sciflow.data.inside.inside`.
     """
 
     score: Score
@@ -55,6 +56,7 @@ class Fitted:
     usual: float
     hashes: np.ndarray
     copies: float
+    inside: Mapping[str, Sequence[Any]]
 
     def share_trained_on(self, hashes: Sequence[np.ndarray]) -> float:
         """Return what share of rows was trained on, by their hashes; 0 where it is no more than that of copies."""
@@ -139,13 +141,13 @@ def fitted(
         made = default_score(len(cut.train), tuple(rows.event_shape), seed, on_smoothed)
     densities = made.all_densities()
     if len(cut.train) < FEW_ROWS and cut.blocks is not None and not densities and cut.train_context is None:
-        return _few(made, rows.layout, cut)
+        return _few(made, rows, cut)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
     typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = made.seen if isinstance(made, Ensemble) else np.unique(row_hashes(cut.train))
     copies = float(are_known(row_hashes(cut.judge), hashes).mean())
-    return Fitted(made, rows.layout, typical, usual, hashes, copies), cut.calibration
+    return Fitted(made, rows.layout, typical, usual, hashes, copies, rows.inside), cut.calibration
 
 
 def density_of(score: Any, density: Any) -> Density | None:
@@ -155,7 +157,7 @@ def density_of(score: Any, density: Any) -> Density | None:
     return next((given for given in (score, density) if isinstance(given, Density)), None)
 
 
-def _few(score: Score, layout: Layout | None, cut: _Cut) -> tuple[Fitted, LeftOut]:
+def _few(score: Score, rows: Given, cut: _Cut) -> tuple[Fitted, LeftOut]:
     """Fit a score on all rows, and score each of them by those of the other blocks."""
     assert cut.blocks is not None
     scores = np.empty(len(cut.blocks))
@@ -166,7 +168,8 @@ def _few(score: Score, layout: Layout | None, cut: _Cut) -> tuple[Fitted, LeftOu
     hashes, counts = np.unique(row_hashes(cut.events), return_counts=True)
     copies = float(counts[counts > 1].sum() / len(scores))
     typical = typical_events(torch.as_tensor(cut.events, dtype=torch.float32))
-    return Fitted(score, layout, typical, float(np.nanmedian(scores)), hashes, copies), LeftOut(scores)
+    usual = float(np.nanmedian(scores))
+    return Fitted(score, rows.layout, typical, usual, hashes, copies, rows.inside), LeftOut(scores)
 
 
 @dataclass(frozen=True)

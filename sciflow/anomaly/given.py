@@ -12,6 +12,7 @@ import torch
 
 from sciflow.arrays import numbers
 from sciflow.data.coordinates import coordinates_along
+from sciflow.data.inside import inside
 from sciflow.data.layout import Layout
 from sciflow.data.source import EventSource, GridSource
 from sciflow.data.sources import as_dataset
@@ -78,6 +79,12 @@ class Given:
         if isinstance(self.data, Store):
             return self.data.coordinates
         return None if self.source is None else self.source.coordinates()
+
+    @property
+    def inside(self) -> dict[str, list[Any]]:
+        """Coordinates of an event's axes; none of arrays."""
+        coordinates = self.coordinates
+        return {} if self.layout is None or coordinates is None else inside(self.layout.event_axes, coordinates.coords)
 
     def parts(self, splits: Sequence[str] | None = None) -> Iterator[Part]:
         """Yield the rows, part by part; each once.
@@ -193,4 +200,9 @@ def given(data: Any, trained: Layout | None = None, event_shape: Sequence[int] |
         raise ShapeError(f"rows [n{expected}] expected; got {list(rows.shape)}")
     if rows.ndim == 1:
         raise ShapeError(f"rows [n, *event_shape] expected; got {list(rows.shape)}: of single numbers give x[:, None]")
+    if 0 in rows.shape[1:]:
+        raise ShapeError(f"rows [n, *event_shape] expected; got {list(rows.shape)}: there is no number in a row")
+    if isinstance(rows, np.ndarray):
+        # What torch knows: no other order of bytes, nothing longer than 64 bits.
+        rows = rows.astype(np.float64 if rows.dtype.itemsize > 8 else rows.dtype.newbyteorder("="), copy=False)
     return Given(rows, None, None, tuple(rows.shape[1:]))

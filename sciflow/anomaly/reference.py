@@ -63,6 +63,8 @@ class Reference:
         effective_rows: How many independent rows of equal mass say as much.
         weighted: The row's own mass is its weight, in place of 1.
         tail: A tail is to be fitted beyond the largest score.
+        rounding: Share of a score that may be rounding: scores that differ by no more count as equal, which p-values of
+            normal rows allow, as they become no smaller.
 
     Attributes:
         tail: None where none is asked for, or can be fitted.
@@ -71,10 +73,20 @@ class Reference:
     """
 
     def __init__(
-        self, scores: np.ndarray, mass: np.ndarray, effective_rows: float, weighted: bool = False, tail: bool = False
+        self,
+        scores: np.ndarray,
+        mass: np.ndarray,
+        effective_rows: float,
+        weighted: bool = False,
+        tail: bool = False,
+        rounding: float = 0.0,
     ) -> None:
         self.scores, self.mass, self.effective_rows = scores, mass, effective_rows
         self.tail = Tail.fit(scores, mass, min(1.0, effective_rows / len(scores))) if tail else None
+        sizes = np.abs(scores[np.isfinite(scores)])
+        # Where terms cancel, a small score is rounded as much as others.
+        self._least_rounding = rounding * (float(np.median(sizes)) if len(sizes) else 0.0)
+        self._rounding = rounding
         self._mass_from = np.append(np.cumsum(mass[::-1])[::-1], 0.0)
         own = float(mass @ mass / mass.sum()) if weighted else 1.0
         self.resolution = own / (own + self._total)
@@ -85,7 +97,12 @@ class Reference:
 
     @classmethod
     def of(
-        cls, scores: np.ndarray, blocks: np.ndarray | None, weights: np.ndarray | None, tail: bool = False
+        cls,
+        scores: np.ndarray,
+        blocks: np.ndarray | None,
+        weights: np.ndarray | None,
+        tail: bool = False,
+        rounding: float = 0.0,
     ) -> Reference:
         """Return the reference of scores ``[n]`` in the order of time, whose blocks or weights decide, or neither."""
         order = np.argsort(scores, kind="stable")
@@ -96,7 +113,7 @@ class Reference:
         elif weights is not None:
             mass = weights[order]
             effective = float(mass.sum() ** 2 / (mass @ mass))  # Kish, 1965
-        return cls(scores[order], mass, effective, weights is not None, tail)
+        return cls(scores[order], mass, effective, weights is not None, tail, rounding)
 
     def p_values(self, scores: np.ndarray, own: np.ndarray | float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Return p-values, and which of them are of the tail; scores that are NaN have p-values that are NaN.
@@ -108,7 +125,7 @@ class Reference:
         p_value = self._share(scores, own, "left")
         extrapolated = np.zeros(len(scores), dtype=bool)
         if self.tail is not None:
-            extrapolated = scores > self.tail.largest
+            extrapolated = scores - self._off(scores) > self.tail.largest
             ratio = self.tail.ratio(scores[extrapolated])
             p_value[extrapolated] = np.maximum(p_value[extrapolated] * ratio, SMALLEST)
         return p_value, extrapolated
@@ -123,9 +140,17 @@ class Reference:
 
     def _share(self, scores: np.ndarray, own: np.ndarray | float, side: Literal["left", "right"]) -> np.ndarray:
         """The mass from a score upwards, and the row's own, of all."""
+        near = self._off(scores)
+        bounds = scores - near if side == "left" else scores + near
         first = np.empty(len(scores), dtype=np.int64)
-        order = np.argsort(scores)  # a search for neighbours is several times faster, one after the other
-        first[order] = np.searchsorted(self.scores, scores[order], side=side)
+        order = np.argsort(bounds)  # a search for neighbours is several times faster, one after the other
+        first[order] = np.searchsorted(self.scores, bounds[order], side=side)
         share = (self._mass_from[first] + own) / (self._total + own)
         share[np.isnan(scores)] = np.nan
         return share
+
+    def _off(self, scores: np.ndarray) -> np.ndarray:
+        """By how much scores ``[m]`` may be off."""
+        finite = np.isfinite(scores)
+        sizes = np.abs(np.where(finite, scores, 0.0))
+        return np.where(finite, np.maximum(self._rounding * sizes, self._least_rounding), 0.0)

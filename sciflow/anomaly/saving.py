@@ -60,6 +60,7 @@ def write(path: str | Path, settings: dict[str, Any], fitted: Fitted, calibratio
         "layout": None if fitted.layout is None else fitted.layout.to_json(),
         "usual": fitted.usual,
         "copies": fitted.copies,
+        "inside": dict(fitted.inside),
         "calibration": None,
     }
     if calibration is not None:
@@ -110,7 +111,8 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> Saved:
         )
         layout = None if description["layout"] is None else Layout.from_json(description["layout"])
         hashes = numbers["hashes"].numpy().view(np.uint64)
-        fitted = Fitted(score, layout, numbers["typical"], description["usual"], hashes, description["copies"])
+        known = description["usual"], hashes, description["copies"], description.get("inside", {})
+        fitted = Fitted(score, layout, numbers["typical"], *known)
         calibration = None
         if description["calibration"] is not None:
             arrays = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sciflow.data.inside import inside, require_inside
 from sciflow.data.source import EventSource
 from sciflow.data.store import open_store
 from sciflow.errors import ConfigError, LayoutError
@@ -42,11 +43,15 @@ def request_like(
 
 
 def require_like(source: EventSource, like: str | Path) -> None:
-    """Refuse data whose events differ from those of a store: in their units, for one.
+    """Refuse data whose events differ from those of a store: in their units, for one, or in where their numbers stand.
 
     Raises:
         LayoutError: They differ; says in what.
     """
-    difference = source.layout.difference(open_store(like).layout.to_json())
+    store = open_store(like)
+    difference = source.layout.difference(store.layout.to_json())
     if difference is not None:
         raise LayoutError(f"{source.name}: not like {like}: {difference}")
+    axes = source.layout.event_axes
+    mine, theirs = (inside(axes, coordinates.coords) for coordinates in (source.coordinates(), store.coordinates))
+    require_inside(mine, theirs, f"{source.name}: not like {like}")

@@ -34,6 +34,7 @@ __all__ = ["DRIVER_LOCK", "Run", "new_density", "require_ended", "train_in_this_
 # What makes a run what it is; the cluster it runs on, and what is done with it afterwards, may change.
 IDENTITY = ("name", "data", "model", "training")
 LOCK_SECONDS = 30.0
+FOUND = "detections"  # Where sciflow detect puts its results, if nothing else is said.
 DRIVER_LOCK = "driver.lock"
 _OUTCOME = TypeAdapter(Outcome)
 
@@ -63,12 +64,16 @@ class Run:
         mine = workflow.model_dump(mode="json")
         try:
             found = [path.name for path in run.folder.iterdir()] if run.folder.exists() else []
-            if run.workflow_file.name not in found and not all(name.startswith(".") for name in found):
+            if run.workflow_file.name not in found and not all(name.startswith(".") or name == FOUND for name in found):
                 raise RunError(f"{run.folder} is there and is no run: it has no workflow.yaml. Choose another name")
             if overwrite and found:
                 with run.locked(seconds=0), run.locked(seconds=0, name=DRIVER_LOCK):
                     # Out of the way at once: what is half removed is no run.
                     old = run.folder.rename(run.folder.with_name(f".{workflow.name}.{os.getpid()}.old"))
+                    if (old / FOUND).exists():
+                        # What was found of data that came in goes on with the new model: no training makes it again.
+                        run.folder.mkdir()
+                        (old / FOUND).rename(run.folder / FOUND)
                     shutil.rmtree(old)
         except OSError as error:
             raise RunError(f"{run.folder}: cannot be written: {error.strerror or error}") from None

@@ -219,6 +219,37 @@ class TestWhatItTakes:
         few = sf.Detector("diffusion_time", tail=True).fit(rows(1000), progress=False)
         assert "cannot be flagged" in repr(few.predict(rows(1000, seed=9), fdr=0.001))
 
+    @pytest.mark.parametrize("as_given", [np.asarray, torch.tensor])
+    def test_a_finite_number_beyond_single_precision_is_far_out_and_not_missing(self, as_given, detector, odd):
+        for one in (detector, quick().fit(rows(100), progress=False)):
+            new = odd.copy()
+            new[3, 1], new[4, 1] = 1e300, np.inf
+            score = np.asarray(one.score(as_given(new)))
+            assert score[3] > 10 * score[:3].max()
+            assert np.isnan(score[4])
+            assert np.asarray(one.predict(as_given(new), false_alarm_rate=0.1).flag)[3:5].tolist() == [True, False]
+
+    @pytest.mark.parametrize("dtype", [">f8", ">f4", np.longdouble, np.float16, ">i2", np.uint8, bool, object])
+    def test_numbers_of_any_type_and_order_of_bytes(self, dtype):
+        values = (10 * np.abs(rows(200))).astype(dtype)
+        if dtype is bool:
+            values = rows(200) > 0
+        detector = quick().fit(values, progress=False)
+        np.testing.assert_array_equal(detector.score(values), detector.score(values.astype(np.float32)))
+
+    def test_copies_of_a_row_have_one_p_value_however_many_are_scored_at_a_time(self):
+        values = (np.random.default_rng(0).random((1500, 5)) < [0.5, 0.3, 0.1, 0.1, 0.2]).astype(float)
+        new = values[:60]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that come again and again
+            detector = sf.Detector("nll", training=QUICK).fit(values, progress=False)
+        together = detector.predict(new)
+        alone = np.concatenate([detector.predict(row[None]).p_value for row in new])
+        np.testing.assert_array_equal(together.p_value, alone)
+        # As many as are as high but for rounding: no distinct rows have scores as near as this.
+        as_high = (detector.calibration.scores.round(3) >= together.score[:, None].round(3)).sum(1)
+        np.testing.assert_allclose(together.p_value, (as_high + 1) / 301)
+
     def test_no_rows_are_no_anomalies(self, detector):
         assert repr(detector.predict(rows(0))).startswith("0 of 0 events flagged")
 
@@ -395,6 +426,68 @@ class TestWhy:
         detector = sf.Detector(Ensemble([NegativeLogProb(flow), LocalOutlierFactor()])).fit(ring, progress=False)
         with pytest.warns(UserWarning, match="2 of 2 rows have no nearest typical row"):
             assert np.isnan(detector.nearest_typical(np.array([[9.0, 0.0], [0.0, 9.0]]))).all()
+
+    def test_rows_without_a_score_have_no_reasons(self, detector, odd):
+        odd = odd.copy()
+        odd[-1, 0] = np.nan
+        for one in (detector, quick().fit(rows(100), progress=False)):
+            why = one.explain(odd[-2:])
+            assert np.isfinite(why[0]).all()
+            assert np.isnan(why[1]).all()
+
+    @pytest.mark.parametrize("score", ["nll", "mean_distance"])
+    def test_columns_and_dimensions_go_by_name(self, score):
+        table = pd.DataFrame(rows(100), columns=list("abc"))
+        detector = sf.Detector(score, training=QUICK).fit(table, progress=False)
+        why = detector.explain(table[:5])
+        np.testing.assert_array_equal(detector.explain(table[["c", "a", "b"]][:5]), why)
+        np.testing.assert_array_equal(detector.explain(table.to_numpy()[:5]), why)
+        detector = sf.Detector(score, training=QUICK).fit(daily(100), progress=False)
+        why = detector.explain(daily(5))
+        np.testing.assert_array_equal(detector.explain(daily(5).T), why)
+        if score == "nll":
+            np.testing.assert_array_equal(detector.nearest_typical(daily(5).T), detector.nearest_typical(daily(5)))
+
+    def test_of_a_row_that_a_denoiser_has_no_answer_for_the_far_element_has_it(self, tmp_path):
+        detector = sf.Detector("denoising_error", training={"max_steps": 20}).fit(rows(200), progress=False)
+        why = detector.explain(np.array([[0.0, 3e38, 0.0]]))[0]
+        assert why.argmax() == 1
+        assert why[1] > 0
+
+
+class TestWhereTheNumbersOfAnEventStand:
+    """An event that is flipped has the shape of one that is not."""
+
+    @pytest.mark.parametrize("places", [[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 4.0, 3.0], [1.0, 2.0, 3.0, 5.0]])
+    @pytest.mark.parametrize("ask", ["score", "predict", "explain", "calibrate", "decision_function"])
+    def test_is_compared(self, ask, places, tmp_path):
+        fitted = quick().fit(daily(100), progress=False)
+        new = daily(30, seed=1).assign_coords(place=places)
+        for detector in (fitted, sf.Detector.load(fitted.save(tmp_path / "detector"))):
+            with pytest.raises(
+                LayoutError, match=r"coordinate 'place' of an event is .* here, and 1, 2, 3, ... 4 there"
+            ):
+                getattr(detector, ask)(new)
+
+    def test_may_be_left_out_rounded_or_put_in_order(self):
+        fitted = quick().fit(daily(100), progress=False)
+        new = daily(30, seed=1)
+        score = fitted.score(new).values
+        for other in (
+            new.drop_vars("place"),
+            new.assign_coords(place=np.float32([1, 2, 3, 4]) + np.float32(1e-3)),
+            new.isel(place=[3, 1, 0, 2]).sortby("place"),
+        ):
+            np.testing.assert_array_equal(fitted.score(other).values, score)
+
+    def test_is_compared_of_a_store_too(self, tmp_path):
+        sf.shard(daily(100), tmp_path / "days.zarr", progress=False)
+        detector = quick().fit(tmp_path / "days.zarr", progress=False)
+        with pytest.raises(LayoutError, match="'place' of an event"):
+            detector.predict(daily(5).assign_coords(place=[4.0, 3.0, 2.0, 1.0]))
+        sf.shard(daily(100).isel(place=[3, 2, 1, 0]), tmp_path / "flipped.zarr", progress=False)
+        with pytest.raises(LayoutError, match="'place' of an event"):
+            detector.predict(tmp_path / "flipped.zarr")
 
 
 class TestDrift:
@@ -592,6 +685,7 @@ class TestBadInput:
         [
             (rows(3), DataError),
             (rows(100)[:, 0], ShapeError),
+            (np.empty((100, 0)), ShapeError),
             ([["a", "b"]], DataError),
             (np.full((100, 2), np.nan), DataError),
             ("there/is/no.zarr", SciflowError),
@@ -620,6 +714,23 @@ class TestBadInput:
             sf.Detector(detector.fitted_score).fit(rows(100), progress=False).calibrate(
                 rows(50, seed=3), weights=weights
             )
+
+    @pytest.mark.parametrize("size", [1e308, 1e-320])
+    def test_weights_of_which_no_sum_can_be_taken(self, detector, size):
+        again = sf.Detector(detector.fitted_score).fit(rows(100), progress=False)
+        with pytest.raises(DataError, match=r"weights have to lie between 1e-100 and 1e\+100.*by one factor"):
+            again.calibrate(rows(50, seed=3), weights=np.full(50, size))
+        again.calibrate(rows(50, seed=3), weights=np.ones(50))
+        with pytest.raises(DataError, match="weights"):
+            again.predict(rows(5), weights=np.full(5, size))
+
+    def test_a_method_beside_a_false_alarm_rate(self, detector, odd):
+        with pytest.raises(ConfigError, match="method 'by' is one of fdr="):
+            detector.predict(odd, false_alarm_rate=0.1, method="by")
+
+    def test_drift_of_what_is_no_detection(self, detector, odd):
+        with pytest.raises(ConfigError, match=r"drift is of what predict\(rows\) returns; got ndarray"):
+            detector.drift(odd)
 
     def test_rows_of_another_shape(self, detector):
         with pytest.raises(ShapeError, match="3"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +113,35 @@ def test_a_detector_that_somebody_has_edited(done):
     shutil.rmtree(detector)
     assert done.detect().rows == 12
     assert contents(detector) == before
+
+
+def test_figures_that_cannot_be_written_are_no_failure_of_the_run(done):
+    figures = done.out / "metrics.prom"
+    figures.unlink()
+    figures.mkdir()
+    with pytest.warns(UserWarning, match=r"metrics.prom: cannot be written, figures are as before"):
+        assert done.detect().rows == 12
+    assert done.results.sizes["day"] == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EPERM, "the file system has no symbolic links"),
+        (errno.ENOSPC, "No space left on device; results are as they were before"),
+    ],
+)
+def test_a_link_that_cannot_be_made(number, message, done, monkeypatch):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    before = contents(done.current)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "symlink_to", refused)
+        with pytest.raises(SciflowError, match=message):
+            done.detect()
+    assert contents(done.current) == before
+    assert done.detect().rows == 12
 
 
 @pytest.mark.parametrize("name", ["online", "drift"])

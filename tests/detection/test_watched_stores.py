@@ -155,6 +155,14 @@ class TestAStoreOfAnotherKind:
         self.shard(world, weather("2001-06-30", 1, seed=1), event={"time": 3})
         self.refused(world, "the model was trained on another layout: event shape [3] here, [6] there")
 
+    def test_of_steps(self, world):
+        slow = weather("2001-06-30", 1, seed=1)
+        self.shard(world, slow.assign_coords(time=slow.time[0] + 2 * (slow.time - slow.time[0])))
+        done = world.detect()
+        assert (done.exit_code, done.rows) == (3, 0)
+        (said,) = done.unreadable
+        assert "other.zarr: coordinate 'time' of an event is 0, 2.88e+13, 5.76e+13, ... 1.44e+14 here, and 0, " in said
+
     def test_of_cells(self, world):
         world.come_in(0)
         world.detect()

@@ -93,7 +93,14 @@ def detect(
                 f"{error.filename or folder.path}: cannot be written: {error.strerror or error}; results are as they "
                 "were before: make room or mend it, and run the same command again"
             ) from None
-        write_metrics(folder.path / "metrics.prom", job.settings.name, run, began, _latest(folder.ledger))
+        figures = folder.path / "metrics.prom"
+        try:
+            write_metrics(figures, job.settings.name, run, began, _latest(folder.ledger))
+        except OSError as error:
+            # The results are in place, and whoever is to hear of them has: that is no failure of the run.
+            warnings.warn(
+                f"{figures}: cannot be written, figures are as before: {error.strerror or error}", stacklevel=2
+            )
     return run
 
 

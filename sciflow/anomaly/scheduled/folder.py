@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import AbstractContextManager, suppress
@@ -17,6 +18,9 @@ __all__ = ["Folder"]
 
 FILES = ("results.zarr", "events.parquet", "events.csv", "report.html", "state.json")
 OURS = {*FILES, "current", "versions", "work", "detector", "metrics.prom", "lock"}
+
+# What a file system says that has no symbolic links.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Folder:
@@ -118,6 +122,8 @@ class Folder:
         try:
             beside.symlink_to(Path("versions", new.name))
         except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             raise StoreError(
                 f"{self.path}: the file system has no symbolic links ({error.strerror or error}), by which results "
                 "appear whole: choose a detection.out that has"

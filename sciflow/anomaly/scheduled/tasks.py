@@ -11,8 +11,9 @@ import numpy as np
 from sciflow.anomaly.scheduled.job import Job, hashed
 from sciflow.anomaly.scheduled.plan import Unit
 from sciflow.anomaly.scheduled.watch import open_watched
+from sciflow.data.inside import inside
 from sciflow.data.manifest import hash_rows
-from sciflow.errors import StoreError
+from sciflow.errors import LayoutError, StoreError
 from sciflow.scoring.part_file import read_part, write_part
 from sciflow.scoring.process import one_thread, within_memory
 from sciflow.training.files import write_whole
@@ -36,7 +37,9 @@ class Shard:
     """
 
     def __init__(self, path: str, manifest: str, unit: Unit) -> None:
-        store = open_watched(unit.store, path, manifest).store
+        opened = open_watched(unit.store, path, manifest)
+        store = opened.store
+        self.inside = inside(store.layout.event_axes, opened.grid.fixed)
         split = getattr(store, unit.split)
         start, stop = split.shard_range(unit.number)
         self.index = split.grid_index(start, stop)
@@ -60,9 +63,11 @@ class Task:
 
     def score(self, unit: Unit) -> None:
         """Score a shard; where it cannot be read, its part says why."""
+        path, manifest = self._places[unit.store]
         try:
-            shard = Shard(*self._places[unit.store], unit)
-        except StoreError as error:
+            shard = Shard(path, manifest, unit)
+            self._job.open().require_inside(shard.inside, path)
+        except (StoreError, LayoutError) as error:
             write_whole(self._failure(unit), str(error))
             return
         with one_thread(), within_memory(TOO_MANY):

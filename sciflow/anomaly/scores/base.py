@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sciflow.arrays import as_tensor
+from sciflow.arrays import as_tensor, column_names
 from sciflow.density import Density
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.modes import in_evaluation_mode
@@ -45,6 +45,7 @@ class Score(ABC):
         self.members = tuple(members)
         self.arguments = arguments
         self.found: dict[str, Tensor] = {}
+        self._columns: list[str] | None = None
 
     def fit(self, x: Any, context: Any = None, *, reference: Any = None, reference_context: Any = None) -> Self:
         """Look at normal rows; the densities are left as they are.
@@ -55,6 +56,8 @@ class Score(ABC):
             reference: Normal rows that they were not trained on; None where there are none.
             reference_context: The same for these.
         """
+        # Columns go by name where a table has been seen.
+        self._columns = column_names(x, "events")
         rows, c = self._rows(x, context)
         held, held_context = (rows, c) if reference is None else self._rows(reference, reference_context)
         if not len(rows) or not len(held):
@@ -72,7 +75,7 @@ class Score(ABC):
 
         Returns:
             ``[*batch]``, float64; NaN of rows that are not finite, or whose context is not known. Of rows so far out
-            that their score cannot be computed it is infinite.
+            that their score cannot be computed it is infinite; numbers beyond single precision count as its largest.
 
         Raises:
             ConfigError: It has to be fitted first.
@@ -141,20 +144,29 @@ class Score(ABC):
             raise ConfigError(f"the score '{self.name}' has seen no normal rows yet: call fit(rows) first")
 
     def _events(self, x: Any) -> Tensor:
+        columns: Sequence[str] | None = self._columns
         if self.densities:
-            return self.densities[0]._events(x)
-        like = self.found.get("rows")
-        dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
-        return as_tensor(x, "events", dtype=dtype, device=device)
+            dtype, device = self.densities[0].dtype, self.densities[0].device
+            columns = None if isinstance(x, Tensor) else self.densities[0]._columns() or columns
+        else:
+            like = self.found.get("rows")
+            dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
+        events = as_tensor(x, "events", columns, dtype=dtype, device=device)
+        if events.isinf().any():
+            # A finite number that single precision does not hold is as far out as can be, and not missing.
+            is_finite = as_tensor(x, "events", columns, device=device).isfinite()
+            largest = torch.finfo(dtype).max
+            events = torch.where(is_finite, events.clamp(-largest, largest), events)
+        return events
 
     def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         """Rows ``[n, *event_shape]`` and a context for each."""
+        x = self._events(x)
         if self.densities:
             rows, c, _ = self.densities[0]._rows(x, context)
             return rows, c
         if context is not None:
             raise ShapeError(f"{self.name}: knows rows alone, without a context")
-        x = self._events(x)
         if self.found and x.shape[x.ndim - len(self.event_shape) :] != self.event_shape:
             raise ShapeError(f"events of shape {list(self.event_shape)} expected; got {list(x.shape)}")
         return (x.reshape(-1, *self.event_shape) if self.found else x), None

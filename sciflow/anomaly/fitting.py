@@ -34,6 +34,7 @@ _ROWS_OF_STORE = 1 << 16
 # Of the flow that is trained where nothing is said.
 _SMOOTHED, _STEPS = 20_000, 600
 _SEVERAL = 0.05
+_LOST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,30 @@ def fitted(
         return _few(made, rows, cut)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
     typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
+    _warn_of_far_values(np.asarray(cut.train), typical.numpy())
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = made.seen if isinstance(made, Ensemble) else np.unique(row_hashes(cut.train))
     copies = float(are_known(row_hashes(cut.judge), hashes).mean())
     return Fitted(made, rows.layout, typical, usual, hashes, copies, rows.inside), cut.calibration
+
+
+def _warn_of_far_values(rows: np.ndarray, typical: np.ndarray) -> None:
+    """Warn of elements in which a few values, such as 1e20 for a missing one, are so far out that others look equal."""
+    low, high = rows.min(0), rows.max(0)
+    spread = np.subtract(typical[-1], typical[0], dtype=np.float64)
+    # The deviation of all is this at the least, if one value alone is far out.
+    deviation = np.subtract(high, low, dtype=np.float64) / np.sqrt(len(rows))
+    lost = np.argwhere((spread > 0) & (spread < _LOST * deviation))
+    if len(lost):
+        place = tuple(lost[0])
+        furthest = max(low[place], high[place], key=abs)
+        others = f" (and so in {len(lost) - 1:,} more elements)" if len(lost) > 1 else ""
+        warnings.warn(
+            f"element {list(map(int, place))}: four in five values lie within {spread[place]:.2g}, and one is "
+            f"{furthest:.2g}{others}: beside it the others are told apart no more; if it stands for a missing value, "
+            "leave its row out",
+            stacklevel=4,
+        )
 
 
 def density_of(score: Any, density: Any) -> Density | None:

@@ -671,6 +671,16 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=message):
             sf.Detector(**arguments)
 
+    @pytest.mark.parametrize("score", ["distance", "nll"])
+    def test_a_value_that_hides_all_others_is_warned_of(self, score):
+        values = rows(200)
+        values[::50, 1] = 1e20
+        with pytest.warns(UserWarning, match=r"element \[1\]: .* and one is 1e\+20: beside it the others"):
+            sf.Detector(score, training={"max_steps": 5}).fit(values, progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sf.Detector("distance").fit(np.random.default_rng(0).standard_cauchy((500, 3)), progress=False)
+
     def test_a_score_that_there_is_not(self):
         with pytest.raises(ConfigError, match="did you mean nll"):
             sf.Detector("nl")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sciflow.anomaly.attribution import typical_events
+from sciflow.anomaly.edits import typical_rows
 from sciflow.anomaly.given import Given, Part
 from sciflow.anomaly.overlap import are_known, row_hashes
 from sciflow.anomaly.recipe import default_score, smoothed
@@ -43,7 +43,7 @@ class Fitted:
     Attributes:
         score: The score, ready for use.
         layout: Of the rows; None of arrays.
-        typical: What elements of an event usually are, see :func:`sciflow.anomaly.attribution.typical_events`.
+        typical: Some of the rows that were trained on, see :func:`sciflow.anomaly.edits.typical_rows`.
         usual: The median score of rows that were not trained on.
         hashes: Of the rows that were trained on, or of a sample of them; sorted.
         copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
@@ -118,7 +118,7 @@ def fitted(
         made = default_score(len(cut.train), tuple(rows.event_shape), seed, on_smoothed)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
     densities = made.all_densities()
-    typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
+    typical = typical_rows(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = np.unique(row_hashes(cut.train))
     copies = float(are_known(row_hashes(cut.judge), hashes).mean())

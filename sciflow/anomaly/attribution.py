@@ -23,13 +23,7 @@ _STEPS, _LEVELS, _ROUNDS = 16, 8, 3
 def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     r"""Return what every element of a row adds to its score.
 
-    Scores that have gradients are followed from the nearest typical row :math:`x^*` to the row, and every element gets
-    what the score rises by along it (integrated gradients, Sundararajan et al., arXiv:1703.01365):
-
-    .. math:: a_j(x) = (x_j - x^*_j) \int_0^1 \frac{\partial s}{\partial x_j} (x^* + \lambda (x - x^*)) \, d\lambda,
-              \qquad \sum_j a_j(x) = s(x) - s(x^*)
-
-    Of others, as little of the row is edited as makes it like the normal rows next to it, a little more at a time (see
+    As little of the row is edited as makes it like the normal rows next to it, a little more at a time (see
     :func:`sciflow.anomaly.edits.edits`), and what the score falls by from one edit to the next goes to the elements
     that were moved there, by the squares of how far they have been:
 
@@ -37,12 +31,23 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
               {\sum_i (\delta_{ik}^2 - \delta_{i,k-1}^2)_+}, \qquad
               s_k = \max \left( \min_{i \le k} s(x^{(i)}), \text{usual} \right)
 
-    Where no edit takes the score half of the way to a usual one, as of a row that is odd only in its context, it is how
-    far the score falls when this element alone becomes one of its usual values :math:`q_{jk}`,
+    so that they add up to what the score is above usual. It takes 17 scores a row. Where it is known what was changed,
+    it has 0.84 of the attribution on nine tables and 0.91 on windows of series and on fields; by the last rule below it
+    has 0.65 and 0.62 (``tests/benchmarks/anomaly.py attributions``).
+
+    Of rows with a context, those next to a row are not known: there are others for every context. Scores that have
+    gradients are followed from the nearest typical row :math:`x^*` to the row, and every element gets what the score
+    rises by along it (integrated gradients, Sundararajan et al., arXiv:1703.01365):
+
+    .. math:: a_j(x) = (x_j - x^*_j) \int_0^1 \frac{\partial s}{\partial x_j} (x^* + \lambda (x - x^*)) \, d\lambda,
+              \qquad \sum_j a_j(x) = s(x) - s(x^*)
+
+    Of others, and where no edit takes a score half of the way to a usual one, it is how far the score falls when this
+    element alone becomes one of its usual values :math:`q_{jk}`,
 
     .. math:: a_j(x) = s(x) - \min_k s(x_1, \dots, q_{jk}, \dots, x_d)
 
-    Both take events of more than 256 elements box by box, where every element of a box gets the same. Scores that know
+    Events of more than 256 elements are edited box by box, and every element of a box gets the same. Scores that know
     of themselves where a row is odd say so instead, such as the denoising error of a pixel.
 
     Args:
@@ -59,10 +64,12 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
     own = score.attribution(x, context)
     if own is not None:
         found = own
+    elif context is None:
+        found = _by_edits(score, x, typical, usual)
     elif score.has_gradient:
         found = _along(score, x, context, typical, usual)
     else:
-        found = _by_edits(score, x, context, typical, usual)
+        found = _by_replacement(score, x, context, typical)
     return _finite(found)
 
 
@@ -79,35 +86,33 @@ def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usu
     return total * (x - start).double() / _STEPS
 
 
-def _by_edits(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
+def _by_edits(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
     boxes = Boxes.of(x.shape[1:], x.device)
     normal = boxes.means(typical)
 
-    def found(rows: Tensor, of_rows: Tensor | None) -> Tensor:
+    def falls(rows: Tensor) -> Tensor:
         means = boxes.means(rows)
         edited, sizes = edits(means, normal)
         # Elements of a box are moved together, and keep what sets them apart.
         moved = (boxes.spread(edited) + (rows - boxes.spread(means))).to(rows.dtype)
         variants = torch.where(boxes.spread(sizes) == 0, rows, moved).flatten(0, 1)
-        before = _finite(score(rows, of_rows))
-        after = _finite(score(variants, _each(of_rows, EDITS)).nan_to_num(torch.inf)).reshape(EDITS, len(rows))
+        before = _finite(score(rows))
+        after = _finite(score(variants).nan_to_num(torch.inf)).reshape(EDITS, len(rows))
         lowest = torch.cat([before[None], after]).cummin(0).values.clamp_min(usual)
         growth = sizes.square().diff(dim=0, prepend=torch.zeros_like(sizes[:1])).clamp_min(0)
         shares = growth / growth.sum(2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        falls = boxes.spread((-lowest.diff(dim=0)[..., None] * shares).sum(0))
+        found = boxes.spread((-lowest.diff(dim=0)[..., None] * shares).sum(0))
         unexplained = lowest[-1] - usual > _UNEXPLAINED * (before - usual).clamp_min(0)
         if unexplained.any():
-            theirs = None if of_rows is None else of_rows[unexplained]
-            falls[unexplained] = _by_replacement(score, rows[unexplained], theirs, typical, boxes)
-        return falls
+            found[unexplained] = _by_replacement(score, rows[unexplained], None, typical)
+        return found
 
-    size = max(1, _VALUES_AT_A_TIME // (EDITS * max(1, x.shape[1:].numel())))
-    parts = x.split(size)
-    contexts = [None] * len(parts) if context is None else context.split(size)
-    return torch.cat([found(rows, of_rows) for rows, of_rows in zip(parts, contexts, strict=True)])
+    at_once = max(1, _VALUES_AT_A_TIME // (EDITS * max(1, x.shape[1:].numel())))
+    return torch.cat([falls(rows) for rows in x.split(at_once)])
 
 
-def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, boxes: Boxes) -> Tensor:
+def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
+    boxes = Boxes.of(x.shape[1:], x.device)
     usual = _quantiles(typical)
     before = score(x, context)
     falls = torch.zeros(len(x), boxes.count, dtype=torch.float64, device=x.device)

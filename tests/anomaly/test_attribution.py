@@ -169,36 +169,34 @@ class TestTheCost:
         assert 5 * new.shape[1] > EDITS + 1
 
 
-class OddInItsContext(Score):
-    """How far the second number is from the context: of any number, normal rows have some."""
+class FarFrom(Score):
+    """How far the second number is from one that is given, or from the context."""
 
-    name = "odd_in_its_context"
+    name = "far_from"
     needs = None
+
+    def __init__(self, centre: float | None = None) -> None:
+        super().__init__(centre=centre)
 
     @property
     def event_shape(self) -> torch.Size:
         return torch.Size([3])
 
-    def _rows(self, x, context):
-        return x, context
-
-    def _scores(self, x, context):
-        return (x[:, 1] - context[:, 0]).abs()
-
     def __call__(self, x, context=None):
         return self._scores(x, context).double()
 
+    def _scores(self, x, context):
+        return (x[:, 1] - (self.arguments["centre"] if context is None else context[:, 0])).abs()
 
-class TestOfRowsThatAreLikeNormalOnes:
-    def test_it_is_how_far_the_score_falls_without_the_element(self):
+
+class TestOfRowsThatAreLikeThoseNextToThem:
+    @pytest.mark.parametrize(("score", "context"), [(FarFrom(1.0), None), (FarFrom(), torch.tensor([[1.0]]))])
+    def test_it_is_how_far_the_score_falls_without_the_element(self, score, context):
         normal = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
-        rows, context = torch.tensor([[0.1, -1.0, 0.2]]), torch.tensor([[1.0]])
-        why = attribution(OddInItsContext(), rows, context, normal, 0.1)
+        why = attribution(score, torch.tensor([[0.1, -1.0, 0.2]]), context, normal, 0.1)
         # The nearest of the five usual values that it is tried with is the nine tenths quantile.
-        tried = normal[:, 1].quantile(0.9)
-        torch.testing.assert_close(
-            why, torch.tensor([[0.0, 2.0 - abs(1.0 - float(tried)), 0.0]]).double(), atol=0.02, rtol=0
-        )
+        left = abs(1.0 - float(normal[:, 1].quantile(0.9)))
+        torch.testing.assert_close(why, torch.tensor([[0.0, 2.0 - left, 0.0]]).double(), atol=0.02, rtol=0)
 
 
 class TestEdits:

@@ -2,62 +2,70 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from sciflow.anomaly.boxes import Boxes
+from sciflow.anomaly.edits import EDITS, edits
 from sciflow.anomaly.scores.base import Score, values_at_a_time
 from sciflow.density import Density
 
-__all__ = ["attribution", "nearest_typical", "typical_events"]
+__all__ = ["attribution", "nearest_typical"]
 
-_MOST_PIECES = 256
 _QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VALUES_AT_A_TIME = 1 << 22
+# Of what a score is above usual, that edits may leave to explain.
+_UNEXPLAINED = 0.5
 # Points on the way from a typical row to this one; and how finely noise is clipped: by eighths, of eighths, of eighths.
 _STEPS, _LEVELS, _ROUNDS = 16, 8, 3
-
-
-def typical_events(x: Tensor) -> Tensor:
-    """Return what elements of normal rows ``[n, *event_shape]`` usually are: five quantiles, ``[5, *event_shape]``."""
-    flat = x.flatten(1)
-    # Sorted by hand: torch.quantile takes no more than 16 million numbers.
-    ordered = flat.sort(0).values
-    places = [round(share * (len(ordered) - 1)) for share in _QUANTILES]
-    return ordered[places].reshape(-1, *x.shape[1:])
 
 
 def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     r"""Return what every element of a row adds to its score.
 
-    Scores that have gradients are followed from the nearest typical row :math:`x^*` to the row, and every element gets
-    what the score rises by along it (integrated gradients, Sundararajan et al., arXiv:1703.01365):
+    As little of the row is edited as makes it like the normal rows next to it, a little more at a time (see
+    :func:`sciflow.anomaly.edits.edits`), and what the score falls by from one edit to the next goes to the elements
+    that were moved there, by the squares of how far they have been:
+
+    .. math:: a_j(x) = \sum_k \left( s_{k-1} - s_k \right) \frac{(\delta_{jk}^2 - \delta_{j,k-1}^2)_+}
+              {\sum_i (\delta_{ik}^2 - \delta_{i,k-1}^2)_+}, \qquad
+              s_k = \max \left( \min_{i \le k} s(x^{(i)}), \text{usual} \right)
+
+    so that they add up to what the score is above usual. It takes 17 scores a row. Where it is known what was changed,
+    it has 0.84 of the attribution on nine tables and 0.91 on windows of series and on fields; by the last rule below it
+    has 0.65 and 0.62 (``tests/benchmarks/anomaly.py attributions``).
+
+    Of rows with a context, those next to a row are not known: there are others for every context. Scores that have
+    gradients are followed from the nearest typical row :math:`x^*` to the row, and every element gets what the score
+    rises by along it (integrated gradients, Sundararajan et al., arXiv:1703.01365):
 
     .. math:: a_j(x) = (x_j - x^*_j) \int_0^1 \frac{\partial s}{\partial x_j} (x^* + \lambda (x - x^*)) \, d\lambda,
               \qquad \sum_j a_j(x) = s(x) - s(x^*)
 
-    Of others it is how far the score falls when this element alone becomes one of its usual values :math:`q_{jk}`,
+    Of others, and where no edit takes a score half of the way to a usual one, it is how far the score falls when this
+    element alone becomes one of its usual values :math:`q_{jk}`,
 
     .. math:: a_j(x) = s(x) - \min_k s(x_1, \dots, q_{jk}, \dots, x_d)
 
-    with events of more than 256 elements replaced box by box, where every element of a box gets the same. Scores that
-    know of themselves where a row is odd say so instead, such as the denoising error of a pixel.
+    Events of more than 256 elements are edited box by box, and every element of a box gets the same. Scores that know
+    of themselves where a row is odd say so instead, such as the denoising error of a pixel.
 
     Args:
         score: Of the detector.
         x: ``[n, *event_shape]``.
         context: ``[n, *context_shape]`` or None.
-        typical: ``[k, *event_shape]``, see :func:`typical_events`.
+        typical: Normal rows ``[m, *event_shape]``, see :func:`sciflow.anomaly.edits.typical_rows`.
         usual: A score that normal rows have.
 
     Returns:
         ``[n, *event_shape]``, in the unit of the score, float64, and finite.
     """
+    typical = typical.to(x.device)
     own = score.attribution(x, context)
     if own is not None:
         found = own
+    elif context is None:
+        found = _by_edits(score, x, typical, usual)
     elif score.has_gradient:
         found = _along(score, x, context, typical, usual)
     else:
@@ -67,7 +75,7 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
 
 def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     start = nearest_typical(score, score.densities[0], x, context, usual)
-    middle = typical[len(typical) // 2].expand_as(x)
+    middle = typical.median(0).values.expand_as(x)
     known = torch.isfinite(start).flatten(1).all(1)
     start = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), start, middle)
     total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
@@ -78,20 +86,51 @@ def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usu
     return total * (x - start).double() / _STEPS
 
 
+def _by_edits(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
+    boxes = Boxes.of(x.shape[1:], x.device)
+    normal = boxes.means(typical)
+
+    def falls(rows: Tensor) -> Tensor:
+        means = boxes.means(rows)
+        edited, sizes = edits(means, normal)
+        # Elements of a box are moved together, and keep what sets them apart.
+        moved = (boxes.spread(edited) + (rows - boxes.spread(means))).to(rows.dtype)
+        variants = torch.where(boxes.spread(sizes) == 0, rows, moved).flatten(0, 1)
+        before = _finite(score(rows))
+        after = _finite(score(variants).nan_to_num(torch.inf)).reshape(EDITS, len(rows))
+        lowest = torch.cat([before[None], after]).cummin(0).values.clamp_min(usual)
+        growth = sizes.square().diff(dim=0, prepend=torch.zeros_like(sizes[:1])).clamp_min(0)
+        shares = growth / growth.sum(2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        found = boxes.spread((-lowest.diff(dim=0)[..., None] * shares).sum(0))
+        unexplained = lowest[-1] - usual > _UNEXPLAINED * (before - usual).clamp_min(0)
+        if unexplained.any():
+            found[unexplained] = _by_replacement(score, rows[unexplained], None, typical)
+        return found
+
+    at_once = max(1, _VALUES_AT_A_TIME // (EDITS * max(1, x.shape[1:].numel())))
+    return torch.cat([falls(rows) for rows in x.split(at_once)])
+
+
 def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
-    boxes = _boxes(x.shape[1:]).to(x.device)
-    num_boxes = int(boxes.max()) + 1
+    boxes = Boxes.of(x.shape[1:], x.device)
+    usual = _quantiles(typical)
     before = score(x, context)
-    falls = torch.zeros(len(x), num_boxes, dtype=torch.float64, device=x.device)
-    at_once = max(1, _VALUES_AT_A_TIME // (len(typical) * max(1, x.shape[1:].numel())))
+    falls = torch.zeros(len(x), boxes.count, dtype=torch.float64, device=x.device)
+    at_once = max(1, _VALUES_AT_A_TIME // (len(usual) * max(1, x.shape[1:].numel())))
     for pairs in torch.arange(falls.numel(), device=x.device).split(at_once):
-        rows, some = pairs // num_boxes, pairs % num_boxes
-        inside = boxes == some.reshape(-1, *[1] * boxes.ndim)
-        changed = torch.where(inside[:, None], typical, x[rows][:, None]).flatten(0, 1)
-        of_rows = None if context is None else context[rows].repeat_interleave(len(typical), 0)
-        after = score(changed, of_rows).reshape(len(pairs), len(typical)).nan_to_num(torch.inf).amin(1)
+        rows, some = pairs // boxes.count, pairs % boxes.count
+        inside = boxes.number == some.reshape(-1, *[1] * boxes.number.ndim)
+        changed = torch.where(inside[:, None], usual, x[rows][:, None]).flatten(0, 1)
+        of_rows = None if context is None else context[rows].repeat_interleave(len(usual), 0)
+        after = score(changed, of_rows).reshape(len(pairs), len(usual)).nan_to_num(torch.inf).amin(1)
         falls[rows, some] = before[rows] - after
-    return falls.clamp_min(0)[:, boxes.reshape(-1)].reshape(x.shape)
+    return boxes.spread(falls.clamp_min(0))
+
+
+def _quantiles(rows: Tensor) -> Tensor:
+    """What elements of rows usually are, ``[5, *event_shape]``."""
+    ordered = rows.sort(0).values
+    return ordered[[round(share * (len(ordered) - 1)) for share in _QUANTILES]]
 
 
 def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
@@ -148,18 +187,3 @@ def _finite(falls: Tensor) -> Tensor:
     """What is infinite is as much as single precision holds; from one infinity to the next, nothing falls."""
     largest = torch.finfo(torch.float32).max
     return falls.nan_to_num(0.0, largest, -largest).clamp(-largest, largest)
-
-
-def _boxes(event_shape: torch.Size) -> Tensor:
-    """Number of the box that every element is in, ``[*event_shape]``: boxes as even as can be, 256 at most."""
-    sizes = [1] * len(event_shape)
-    while math.prod(-(-n // size) for n, size in zip(event_shape, sizes, strict=True)) > _MOST_PIECES:
-        # The axis that has most boxes along it.
-        axis = int(np.argmax([-(-n // size) for n, size in zip(event_shape, sizes, strict=True)]))
-        sizes[axis] += 1
-    counts = [-(-n // size) for n, size in zip(event_shape, sizes, strict=True)]
-    along = [torch.arange(n) // size for n, size in zip(event_shape, sizes, strict=True)]
-    number = torch.zeros(tuple(event_shape), dtype=torch.long)
-    for axis, place in enumerate(along):
-        number = number * counts[axis] + place.reshape(-1, *[1] * (len(event_shape) - axis - 1))
-    return number

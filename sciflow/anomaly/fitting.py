@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sciflow.anomaly.attribution import typical_events
+from sciflow.anomaly.edits import typical_rows
 from sciflow.anomaly.given import Given, Part
 from sciflow.anomaly.overlap import are_known, row_hashes
 from sciflow.anomaly.recipe import FEW_ROWS, default_score, smoothed
@@ -44,7 +44,7 @@ class Fitted:
     Attributes:
         score: The score, ready for use.
         layout: Of the rows; None of arrays.
-        typical: What elements of an event usually are, see :func:`sciflow.anomaly.attribution.typical_events`.
+        typical: Some of the rows that were trained on, see :func:`sciflow.anomaly.edits.typical_rows`.
         usual: The median score of rows that were not trained on.
         hashes: Of the rows that were trained on, or of a sample of them; sorted.
         copies: Share of held-out rows that are copies of such rows, as data on a grid have them.
@@ -144,7 +144,7 @@ def fitted(
     if len(cut.train) < FEW_ROWS and cut.blocks is not None and not densities and cut.train_context is None:
         return _few(made, rows, cut)
     made.fit(cut.train, cut.train_context, reference=cut.judge, reference_context=cut.judge_context)
-    typical = typical_events(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
+    typical = typical_rows(torch.as_tensor(cut.train, dtype=densities[0].dtype if densities else torch.float32))
     _warn_of_far_values(np.asarray(cut.train), typical.numpy())
     usual = float(made(cut.judge, cut.judge_context).nanmedian())
     hashes = made.seen if isinstance(made, Ensemble) else np.unique(row_hashes(cut.train))
@@ -155,7 +155,7 @@ def fitted(
 def _warn_of_far_values(rows: np.ndarray, typical: np.ndarray) -> None:
     """Warn of elements in which a few values, such as 1e20 for a missing one, are so far out that others look equal."""
     low, high = rows.min(0), rows.max(0)
-    spread = np.subtract(typical[-1], typical[0], dtype=np.float64)
+    spread = np.subtract(*np.quantile(typical.astype(np.float64), (0.9, 0.1), axis=0))
     # The deviation of all is this at the least, if one value alone is far out.
     deviation = np.subtract(high, low, dtype=np.float64) / np.sqrt(len(rows))
     lost = np.argwhere((spread > 0) & (spread < _LOST * deviation))
@@ -188,7 +188,7 @@ def _few(score: Score, rows: Given, cut: _Cut) -> tuple[Fitted, LeftOut]:
     score.fit(cut.events)
     hashes, counts = np.unique(row_hashes(cut.events), return_counts=True)
     copies = float(counts[counts > 1].sum() / len(scores))
-    typical = typical_events(torch.as_tensor(cut.events, dtype=torch.float32))
+    typical = typical_rows(torch.as_tensor(cut.events, dtype=torch.float32))
     usual = float(np.nanmedian(scores))
     return Fitted(score, rows.layout, typical, usual, hashes, copies, rows.inside), LeftOut(scores)
 

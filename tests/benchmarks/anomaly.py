@@ -3,6 +3,7 @@
     python tests/benchmarks/anomaly.py tables DATA         # one-class AUROC and calibration on DATA/adbench/*.npz
     python tests/benchmarks/anomaly.py series DATA         # DATA/nab: windows of series, false alarms a week
     python tests/benchmarks/anomaly.py fields DATA         # DATA/climate: El Nino winters, drift of climate runs
+    python tests/benchmarks/anomaly.py attributions DATA   # all of these, changed: does what was changed get it
     python tests/benchmarks/anomaly.py throughput          # a million rows of 32 numbers through `sciflow detect`
 
 What is done is kept in ``--out`` (a folder), and left out when the same command is run again. ``tables`` follows the
@@ -48,7 +49,7 @@ RESAMPLINGS = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tables", "series", "fields", "throughput"])
+    parser.add_argument("what", choices=["tables", "series", "fields", "attributions", "throughput"])
     parser.add_argument("data", type=Path, nargs="?", help="folder that holds adbench/, nab/ and climate/")
     parser.add_argument("--out", type=Path, default=Path("runs/anomaly-benchmark"), help="what is done is kept here")
     parser.add_argument("--seeds", type=int, default=5)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sciflow.anomaly.scores.nearest import nearest
+from sciflow.anomaly.scores.normal_scores import normal_scores
 from sciflow.anomaly.scores.rows import RowScore
 from sciflow.arguments import Arguments
 
@@ -41,7 +42,7 @@ class LocalOutlierFactor(RowScore):
 
     def _look_at(self, rows: Tensor) -> None:
         self.found["sorted"] = rows.sort(0).values
-        rows = self._ranked(rows)
+        rows = normal_scores(rows, self.found["sorted"])
         distances, numbers = nearest(rows, rows, self._k(rows), others=True)
         furthest = distances[:, -1]
         # Copies have no distance at all between them.
@@ -52,7 +53,9 @@ class LocalOutlierFactor(RowScore):
         self.found["normal"] = (reach.log() - self.found["log_reach"][numbers].mean(1)).sort().values
 
     def _compare(self, x: Tensor) -> Tensor:
-        distances, numbers = nearest(self._ranked(x), self.found["rows"], self._k(self.found["rows"]))
+        distances, numbers = nearest(
+            normal_scores(x, self.found["sorted"]), self.found["rows"], self._k(self.found["rows"])
+        )
         return self._reach(distances, numbers).log() - self.found["log_reach"][numbers].mean(1)
 
     def _k(self, rows: Tensor) -> int:
@@ -60,13 +63,3 @@ class LocalOutlierFactor(RowScore):
 
     def _reach(self, distances: Tensor, numbers: Tensor) -> Tensor:
         return torch.maximum(distances, self.found["furthest"][numbers]).mean(1) + self.found["floor"]
-
-    def _ranked(self, x: Tensor) -> Tensor:
-        """Normal quantiles of the middle of each number's ranks; outside of all it goes on in standard deviations."""
-        ordered = self.found["sorted"]
-        n = len(ordered)
-        columns, values = ordered.T.contiguous(), x.T.contiguous()
-        ranks = torch.searchsorted(columns, values) + torch.searchsorted(columns, values, right=True)
-        normal = torch.special.ndtri((ranks / 2 + 0.5) / (n + 1))
-        outside = (values - columns[:, -1:]).clamp_min(0) - (columns[:, :1] - values).clamp_min(0)
-        return (normal + outside).T

@@ -13,8 +13,8 @@ import pytest
 from stored import contents
 
 import sciflow as sf
-from sciflow.anomaly.scheduled import job
-from sciflow.errors import ModelFileError, SciflowError, StoreError
+from sciflow.anomaly.scheduled import job, tasks, work
+from sciflow.errors import ModelFileError, RunError, SciflowError, StoreError
 
 
 @pytest.fixture
@@ -42,6 +42,19 @@ def test_a_flipped_byte_in_the_results_is_no_wrong_number(done, name):
         done.detect()
 
 
+def test_a_damaged_part_of_work_is_in_nobodys_way(done, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "judge", None)
+        with pytest.raises(TypeError):
+            done.detect()
+    part = next((done.out / "work" / "parts").glob("*.safetensors"))
+    part.write_bytes(b"\0" + part.read_bytes()[1:])
+    tasks._read_scores.cache_clear()
+    with pytest.raises(RunError, match="was damaged, and is removed: run the same command again"):
+        done.detect()
+    assert done.detect().rows == 12
+
+
 def test_results_that_cannot_be_opened(done):
     (done.current / "results.zarr" / "zarr.json").unlink()
     with pytest.raises(StoreError, match=r"results.zarr: damaged"):
@@ -54,9 +67,9 @@ def test_a_file_of_the_results_that_is_gone_does_not_read_as_rows_never_judged(d
     before = contents(done.current)
     place, content = file.relative_to(done.current / "results.zarr"), file.read_bytes()
     file.unlink()
-    for work in (done.detect, done.plan):
+    for call in (done.detect, done.plan):
         with pytest.raises(StoreError, match=rf"results.zarr: damaged: {place} is gone"):
-            work()
+            call()
     file.write_bytes(content)  # nothing else has changed, and so it goes on
     assert contents(done.current) == before
     assert done.detect().rows == 12
@@ -77,9 +90,9 @@ def test_results_of_before_there_were_lists_are_carried_on(done):
 def test_a_version_that_is_gone_is_no_beginning(done):
     before = done.current
     before.rename(before.with_name("elsewhere"))
-    for work in (done.detect, done.plan):
+    for call in (done.detect, done.plan):
         with pytest.raises(StoreError, match=r"current: leads to versions/000001, which is gone: restore it"):
-            work()
+            call()
     (done.out / "current").unlink()
     assert done.detect().rows == 36
 

@@ -124,6 +124,17 @@ class TestOnlineControl:
         world.detect(start="2001-06", stop="2001-06")
         assert json.loads((world.out / "state.json").read_text())["online"]["clock"] == 24
 
+    def test_says_so_where_it_begins_anew(self, world):
+        world.detection |= {"method": "lord", "fdr": 0.2}
+        world.come_in(0)
+        world.detect()
+        world.detection["fdr"] = 0.1
+        world.come_in(1)
+        notes = world.detect().notes
+        assert "control begins anew: it went on by lord at 0.2, of which nothing is left" in notes
+        world.come_in(2)
+        assert not any("anew" in note for note in world.detect().notes)
+
 
 class TestGroups:
     def test_are_calibrated_apart(self, world):

@@ -131,6 +131,10 @@ def _one_after_the_other(found: Judged, evidence: Evidence, units: Sequence[Unit
     order = np.argsort(np.concatenate([np.empty(0, np.int64), *places]), kind="stable")
     begun = found.online
     goes_on = begun is not None and (begun["method"], begun["level"]) == (settings.method, settings.fdr)
+    if begun is not None and not goes_on:
+        found.notes.append(
+            f"control begins anew: it went on by {begun['method']} at {begun['level']:g}, of which nothing is left"
+        )
     tests: Any = stream.from_state(begun) if begun is not None and goes_on else stream(settings.fdr)
     decision = tests.decide(p_value[order], resolution=evidence.detector.calibration.smallest_p_value)
     found.online = tests.state()

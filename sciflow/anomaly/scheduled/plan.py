@@ -184,9 +184,7 @@ def make_plan(
             if span is None and seen is not None and seen.manifest == manifest and seen.is_done:
                 continue
             opened = open_watched(name, path, manifest)
-            difference = opened.store.layout.difference(layout)
-            if difference is not None:
-                raise LayoutError(f"{path}: the model was trained on another layout: {difference}")
+            opened.store.layout.require_fits(layout, None, path, "the model")
             code = seen.code if seen is not None else max(names, default=-1) + 1
             try:
                 if grid is not None:

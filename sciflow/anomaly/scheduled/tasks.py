@@ -13,7 +13,7 @@ from sciflow.anomaly.scheduled.plan import Unit
 from sciflow.anomaly.scheduled.watch import open_watched
 from sciflow.data.inside import inside
 from sciflow.data.manifest import hash_rows
-from sciflow.errors import LayoutError, StoreError
+from sciflow.errors import LayoutError, RunError, StoreError
 from sciflow.scoring.part_file import read_part, write_part
 from sciflow.scoring.process import one_thread, within_memory
 from sciflow.training.files import write_whole
@@ -106,7 +106,7 @@ class Task:
 
     def attribution(self, unit: Unit, rows: np.ndarray) -> np.ndarray:
         """Of a shard's flagged rows, ``[n, *event_shape]``; none where they could not be read."""
-        return read_part(FILES, str(self._reasons(unit, rows)))["attribution"]
+        return _read(str(self._reasons(unit, rows)))["attribution"]
 
     def _part(self, unit: Unit) -> Path:
         # By all that it depends on: whoever finds it may use it.
@@ -122,5 +122,16 @@ class Task:
 
 @lru_cache(maxsize=8)
 def _read_scores(path: str) -> tuple[np.ndarray, np.ndarray]:
-    part = read_part(FILES, path)
+    part = _read(path)
     return part["index"], part["score"]
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    """Read a part; one that is damaged is removed, so that it is in nobody's way."""
+    try:
+        return read_part(FILES, path)
+    except RunError:
+        FILES.rm_file(path)
+        raise RunError(
+            f"{path}: was damaged, and is removed: run the same command again, and it is made anew"
+        ) from None

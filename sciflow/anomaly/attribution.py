@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -87,8 +89,7 @@ def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usu
 
 
 def _by_edits(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
-    boxes = Boxes.of(x.shape[1:], x.device)
-    normal = boxes.means(typical)
+    boxes, normal = _boxed(typical)
 
     def falls(rows: Tensor) -> Tensor:
         means = boxes.means(rows)
@@ -112,7 +113,7 @@ def _by_edits(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
 
 
 def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Tensor) -> Tensor:
-    boxes = Boxes.of(x.shape[1:], x.device)
+    boxes, _ = _boxed(typical)
     usual = _quantiles(typical)
     before = score(x, context)
     falls = torch.zeros(len(x), boxes.count, dtype=torch.float64, device=x.device)
@@ -125,6 +126,13 @@ def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Te
         after = score(changed, of_rows).reshape(len(pairs), len(usual)).nan_to_num(torch.inf).amin(1)
         falls[rows, some] = before[rows] - after
     return boxes.spread(falls.clamp_min(0))
+
+
+@lru_cache(maxsize=2)
+def _boxed(typical: Tensor) -> tuple[Boxes, Tensor]:
+    """Boxes of events, and the means of normal rows over them; kept for rows that are asked of later."""
+    boxes = Boxes.of(typical.shape[1:], typical.device)
+    return boxes, boxes.means(typical)
 
 
 def _quantiles(rows: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,10 +76,7 @@ def edits(x: Tensor, normal: Tensor) -> Edits:
         >>> (sizes[-1] > 0.5).int().tolist(), rows[-1].round(decimals=0).abs().amax().item()
         ([[0, 0, 1, 1, 0, 0]], 1.0)
     """
-    ordered = normal.double().sort(0).values
-    spread = ordered.std(0)
-    scale = torch.where(spread > 1e-12 * ordered.abs().amax(0), spread, 1.0)
-    known = normal_scores(normal.double(), ordered, scale)
+    ordered, scale, known = _known(normal)
     rows, sizes = [], []
     for part in x.split(max(1, _VALUES_AT_A_TIME // (normal.numel() + normal.shape[1] ** 2))):
         scores = normal_scores(part.double(), ordered, scale).clamp(-_FURTHEST, _FURTHEST)
@@ -89,16 +88,33 @@ def edits(x: Tensor, normal: Tensor) -> Edits:
     return Edits(torch.cat(rows, 1), torch.cat(sizes, 1))
 
 
+@lru_cache(maxsize=2)
+def _known(normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns of normal rows, sorted, their scales, and the rows' normal scores; kept for those that come again."""
+    ordered = normal.double().sort(0).values
+    spread = ordered.std(0)
+    scale = torch.where(spread > 1e-12 * ordered.abs().amax(0), spread, 1.0)
+    return ordered, scale, normal_scores(normal.double(), ordered, scale)
+
+
 def _neighbourhoods(x: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Mean ``[n, d]`` and covariance ``[n, d, d]`` of the normal rows next to each row."""
     d = x.shape[1]
     num_alike = max(1, round(_ALIKE * d))
-    apart = (x[:, None] - normal).square().topk(num_alike, largest=False, sorted=False).values.sum(2)
+    apart = _least((x[:, None] - normal).square(), num_alike).sum(2)
     nearest = normal[apart.topk(min(_NEIGHBOURS, len(normal)), largest=False).indices]
     mean = nearest.mean(1)
     off = nearest - mean[:, None]
     covariance = off.mT @ off / max(1, off.shape[1] - 1)
     return mean, covariance + _OWN_VARIANCE * torch.eye(d, dtype=x.dtype, device=x.device)
+
+
+def _least(values: Tensor, num: int) -> Tensor:
+    """The least numbers along the last axis, in any order."""
+    if values.device.type == "cpu":
+        # Six times as fast as torch's topk, which sorts.
+        return torch.from_numpy(np.partition(values.numpy(), num - 1, -1)[..., :num])
+    return values.topk(num, largest=False, sorted=False).values
 
 
 def _sparse(x: Tensor, covariance: Tensor) -> Tensor:

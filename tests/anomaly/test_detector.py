@@ -156,6 +156,12 @@ class TestWhatItTakes:
         with pytest.raises(ShapeError, match="one a row"):
             sf.Detector("nll").fit(rows(300), rows(300, 1)[:, 0], progress=False)
 
+    def test_members_of_an_ensemble_have_the_context(self):
+        x, context = rows(600, 2), rows(600, 1, seed=1)
+        detector = sf.Detector(["nll", "latent_norm"], training=QUICK).fit(3 * context + x, context, progress=False)
+        score = detector.score(np.array([[6.0, 6.0], [6.0, 6.0]]), np.array([[2.0], [-2.0]]))
+        assert score[1] > score[0]
+
     def test_a_context_beside_labelled_data_is_not_passed_over(self):
         with pytest.raises(ShapeError, match="in an array"):
             sf.Detector("nll").fit(daily(), rows(800, 1), progress=False)
@@ -671,7 +677,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=message):
             sf.Detector(**arguments)
 
-    @pytest.mark.parametrize("score", ["distance", "nll"])
+    @pytest.mark.parametrize("score", ["diffusion_time", "nll"])
     def test_a_value_that_hides_all_others_is_warned_of(self, score):
         values = rows(200)
         values[::50, 1] = 1e20
@@ -679,7 +685,7 @@ class TestBadInput:
             sf.Detector(score, training={"max_steps": 5}).fit(values, progress=False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sf.Detector("distance").fit(np.random.default_rng(0).standard_cauchy((500, 3)), progress=False)
+            sf.Detector("diffusion_time").fit(np.random.default_rng(0).standard_cauchy((500, 3)), progress=False)
 
     def test_a_score_that_there_is_not(self):
         with pytest.raises(ConfigError, match="did you mean nll"):

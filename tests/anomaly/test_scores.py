@@ -344,6 +344,11 @@ class TestScoresThatStandOnRows:
         with pytest.raises(ShapeError, match="context"):
             DiffusionTime().fit(normal_rows(), normal_rows())
 
+    def test_is_fitted_again_on_other_rows(self):
+        score = DiffusionTime().fit(normal_rows())
+        other = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(score.fit(other)(other), DiffusionTime().fit(other)(other))
+
 
 class TestNumbersThatNeverVary:
     """Beside three that do: one that is 7 in all rows, and one that is 0."""

@@ -56,6 +56,7 @@ class Score(ABC):
             reference: Normal rows that they were not trained on; None where there are none.
             reference_context: The same for these.
         """
+        self.found = {}  # Whatever it has seen before, rows may be others now.
         # Columns go by name where a table has been seen.
         self._columns = column_names(x, "events")
         rows, c = self._rows(x, context)
@@ -93,7 +94,8 @@ class Score(ABC):
             ]
         scores = torch.cat(parts)
         finite = torch.isfinite(rows).flatten(1).all(1)
-        known = finite if c is None else finite & self.densities[0].knows(c)
+        density = self._first_density
+        known = finite if c is None or density is None else finite & density.knows(c)
         scores = torch.where(known & scores.isnan(), torch.inf, scores)
         return torch.where(finite, scores, torch.nan).reshape(batch)
 
@@ -143,11 +145,17 @@ class Score(ABC):
         if not self.is_fitted:
             raise ConfigError(f"the score '{self.name}' has seen no normal rows yet: call fit(rows) first")
 
+    @property
+    def _first_density(self) -> Density | None:
+        """Of its own or its members', which are all of the same events; None where none has any."""
+        return next(iter(self.all_densities()), None)
+
     def _events(self, x: Any) -> Tensor:
         columns: Sequence[str] | None = self._columns
-        if self.densities:
-            dtype, device = self.densities[0].dtype, self.densities[0].device
-            columns = None if isinstance(x, Tensor) else self.densities[0]._columns() or columns
+        density = self._first_density
+        if density is not None:
+            dtype, device = density.dtype, density.device
+            columns = None if isinstance(x, Tensor) else density._columns() or columns
         else:
             like = self.found.get("rows")
             dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
@@ -162,8 +170,9 @@ class Score(ABC):
     def _rows(self, x: Any, context: Any) -> tuple[Tensor, Tensor | None]:
         """Rows ``[n, *event_shape]`` and a context for each."""
         x = self._events(x)
-        if self.densities:
-            rows, c, _ = self.densities[0]._rows(x, context)
+        density = self._first_density
+        if density is not None:
+            rows, c, _ = density._rows(x, context)
             return rows, c
         if context is not None:
             raise ShapeError(f"{self.name}: knows rows alone, without a context")

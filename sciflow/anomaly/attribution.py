@@ -75,8 +75,38 @@ def attribution(score: Score, x: Tensor, context: Tensor | None, typical: Tensor
     return _finite(found)
 
 
+def nearest_typical(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
+    """Return events near by whose score is usual: what would have to be otherwise.
+
+    Of a score that stands on a density, a row's noise is clipped, as little as makes the score of what it decodes to no
+    more than ``usual``: what is extreme is edited, and what is not stays as it is. Where there is no density, or even
+    the middle of the noise is unusual, it is the smallest of the row's edits that is usual (see
+    :func:`sciflow.anomaly.edits.edits`), and else the nearest of the normal rows. Rows that are usual stay as they are.
+
+    Args:
+        score: Of the detector.
+        x: ``[n, *event_shape]``.
+        context: ``[n, *context_shape]`` or None.
+        typical: Normal rows ``[m, *event_shape]``, see :func:`sciflow.anomaly.edits.typical_rows`.
+        usual: A score that normal rows have.
+
+    Returns:
+        ``[n, *event_shape]``; NaN where none is found, as of rows with a context the noise alone is asked.
+    """
+    typical = typical.to(x.device)
+    found = torch.where((score(x, context) <= usual).reshape(-1, *[1] * (x.ndim - 1)), x, torch.nan)
+    density = next(iter(score.all_densities()), None)
+    if density is not None:
+        found = torch.where(found.isnan(), _clipped(score, density, x, context, usual), found)
+    for way in (_least_edited, _nearest) if context is None else ():
+        missing = found.isnan().flatten(1).any(1) & x.isfinite().flatten(1).all(1)
+        if missing.any():
+            found[missing] = way(score, x[missing], typical, usual)
+    return found
+
+
 def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
-    start = nearest_typical(score, score.densities[0], x, context, usual)
+    start = nearest_typical(score, x, context, typical, usual)
     middle = typical.median(0).values.expand_as(x)
     known = torch.isfinite(start).flatten(1).all(1)
     start = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), start, middle)
@@ -89,16 +119,12 @@ def _along(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usu
 
 
 def _by_edits(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
-    boxes, normal = _boxed(typical)
+    boxes, _ = _boxed(typical)
 
     def falls(rows: Tensor) -> Tensor:
-        means = boxes.means(rows)
-        edited, sizes = edits(means, normal)
-        # Elements of a box are moved together, and keep what sets them apart.
-        moved = (boxes.spread(edited) + (rows - boxes.spread(means))).to(rows.dtype)
-        variants = torch.where(boxes.spread(sizes) == 0, rows, moved).flatten(0, 1)
+        variants, sizes = _variants(rows, typical)
         before = _finite(score(rows))
-        after = _finite(score(variants).nan_to_num(torch.inf)).reshape(EDITS, len(rows))
+        after = _finite(score(variants.flatten(0, 1)).nan_to_num(torch.inf)).reshape(EDITS, len(rows))
         lowest = torch.cat([before[None], after]).cummin(0).values.clamp_min(usual)
         growth = sizes.square().diff(dim=0, prepend=torch.zeros_like(sizes[:1])).clamp_min(0)
         shares = growth / growth.sum(2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
@@ -128,6 +154,16 @@ def _by_replacement(score: Score, x: Tensor, context: Tensor | None, typical: Te
     return boxes.spread(falls.clamp_min(0))
 
 
+def _variants(rows: Tensor, typical: Tensor) -> tuple[Tensor, Tensor]:
+    """Edits of rows ``[k, n, *event_shape]``, and by how much each of their boxes was moved, ``[k, n, num_boxes]``."""
+    boxes, normal = _boxed(typical)
+    means = boxes.means(rows)
+    edited, sizes = edits(means, normal)
+    # Elements of a box are moved together, and keep what sets them apart.
+    moved = (boxes.spread(edited) + (rows - boxes.spread(means))).to(rows.dtype)
+    return torch.where(boxes.spread(sizes) == 0, rows, moved), sizes
+
+
 @lru_cache(maxsize=2)
 def _boxed(typical: Tensor) -> tuple[Boxes, Tensor]:
     """Boxes of events, and the means of normal rows over them; kept for rows that are asked of later."""
@@ -141,22 +177,8 @@ def _quantiles(rows: Tensor) -> Tensor:
     return ordered[[round(share * (len(ordered) - 1)) for share in _QUANTILES]]
 
 
-def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
-    """Return the nearest events whose score is usual: what would have to be otherwise.
-
-    A row's noise is clipped, as little as makes the score of what it decodes to no more than ``usual``: what is extreme
-    is edited, and what is not stays as it is. Rows that are usual stay as they are.
-
-    Args:
-        score: Of the detector.
-        density: What encodes and decodes.
-        x: ``[n, *event_shape]``.
-        context: ``[n, *context_shape]`` or None.
-        usual: A score that normal rows have.
-
-    Returns:
-        ``[n, *event_shape]``; NaN where even the middle of the noise is unusual.
-    """
+def _clipped(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
+    """What rows decode to whose noise is clipped, ``[n, *event_shape]``; NaN where that is never usual."""
     with torch.no_grad():
         z = density.encode(x, context)
 
@@ -176,9 +198,27 @@ def nearest_typical(score: Score, density: Density, x: Tensor, context: Tensor |
             # The largest of them: as little is edited as can be.
             low = low + width * (is_usual * levels[:, None]).amax(0)
         edited, is_usual = (found[0] for found in clipped(low[None]))
-        over = (slice(None), *[None] * (z.ndim - 1))
-        edited = torch.where(is_usual[over], edited, torch.nan)
-        return torch.where((score(x, context) <= usual)[over], x, edited)
+        return torch.where(is_usual.reshape(-1, *[1] * (x.ndim - 1)), edited, torch.nan)
+
+
+def _least_edited(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
+    """The smallest edits of rows that are usual; NaN where none is."""
+    variants, _ = _variants(x, typical)
+    is_usual = torch.stack([score(each) <= usual for each in variants])
+    first = is_usual.long().argmax(0)
+    found = variants[first, torch.arange(len(x), device=x.device)]
+    return torch.where(is_usual.any(0).reshape(-1, *[1] * (x.ndim - 1)), found, torch.nan)
+
+
+def _nearest(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
+    """The nearest normal rows that are usual, in standard deviations of each number; NaN where none is."""
+    usual_ones = typical[score(typical) <= usual]
+    if not len(usual_ones):
+        return torch.full_like(x, torch.nan)
+    scale = typical.flatten(1).double().std(0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    apart = torch.cdist(x.flatten(1).double() / scale, usual_ones.flatten(1).double() / scale)
+    return usual_ones[apart.argmin(1)].to(x.dtype)
 
 
 def _at_once(x: Tensor) -> int:

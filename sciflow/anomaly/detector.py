@@ -234,9 +234,6 @@ class Detector:
         Returns:
             With labels where the rows have them, and as an array otherwise; NaN where none was found, which a warning
             says.
-
-        Raises:
-            ConfigError: The score stands on no density.
         """
         return self._of_elements(x, context, self._edited, "nearest_typical")
 
@@ -392,16 +389,13 @@ class Detector:
 
     def _edited(self, events: Any, context: Any) -> np.ndarray:
         fitted = self._fitted_or_refuse()
-        densities = fitted.score.all_densities()
-        if not densities:
-            raise ConfigError(f"the score '{fitted.score.name}' stands on no density that could edit a row")
         rows, c = fitted.score._rows(events, context)
-        found = nearest_typical(fitted.score, densities[0], rows, c, fitted.usual)
+        found = nearest_typical(fitted.score, rows, c, fitted.typical, fitted.usual)
         without = int((found.isnan() & rows.isfinite()).flatten(1).any(1).sum())
         if without:
             warnings.warn(
                 f"{without:,} of {len(rows):,} rows have no nearest typical row: even what lies in the middle of the "
-                "density scores above the median of normal rows; a score of log p alone has one, Detector('nll')",
+                "density, in their contexts, scores above the median of normal rows",
                 stacklevel=4,
             )
         return found.cpu().numpy()

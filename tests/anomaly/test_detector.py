@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -424,14 +425,32 @@ class TestWhy:
             pd.testing.assert_frame_equal(found, turned)
         assert detector.explain(new).loc["monday"].idxmax() == "c"
 
-    def test_where_no_typical_row_is_found_a_warning_says_so(self):
+    def test_a_typical_row_is_found_where_the_middle_of_the_noise_is_none(self):
         ring = rows(2000, 2)
         ring /= np.linalg.norm(ring, axis=1, keepdims=True)
         flow = sf.flows.NSF((2,), num_transforms=1)
         sf.fit(flow, ring, max_steps=5, progress=False)
         detector = sf.Detector(Ensemble([NegativeLogProb(flow), LocalOutlierFactor()])).fit(ring, progress=False)
+        found = detector.nearest_typical(np.array([[9.0, 0.0], [0.0, 9.0]]))
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=0.2)
+
+    def test_a_score_without_a_density_has_typical_rows_too(self):
+        x = rows(1000, 5)
+        x[:, 1:] = x[:, :1] + 0.1 * x[:, 1:]
+        detector = sf.Detector("diffusion_time").fit(x, progress=False)
+        row = np.array([[1.0, 1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+        found = detector.nearest_typical(row)
+        # The five agree again, as those of normal rows do.
+        assert np.ptp(found[0]) < 0.4 < found[0].mean()
+        assert (detector.score(found) <= np.median(detector.calibration.scores) + 0.1).all()
+        np.testing.assert_array_equal(found[1], row[1])
+
+    def test_where_none_is_found_a_warning_says_so(self):
+        context, x = rows(300, 1), rows(300, 2, seed=1)
+        detector = sf.Detector("nll", training=QUICK).fit(context + x, context, progress=False)
+        detector._fitted = replace(detector._fitted, usual=-1e9)
         with pytest.warns(UserWarning, match="2 of 2 rows have no nearest typical row"):
-            assert np.isnan(detector.nearest_typical(np.array([[9.0, 0.0], [0.0, 9.0]]))).all()
+            assert np.isnan(detector.nearest_typical(rows(2, 2), rows(2, 1))).all()
 
     def test_rows_without_a_score_have_no_reasons(self, detector, odd):
         odd = odd.copy()

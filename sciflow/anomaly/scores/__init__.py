@@ -125,7 +125,9 @@ def require_known(wanted: Any) -> None:
     if kind is Ensemble:
         members = options.get("scores")
         if not isinstance(members, list | tuple):
-            raise ConfigError("score 'ensemble': give its members, as scores: [nll, distance], or a list in its place")
+            raise ConfigError(
+                "score 'ensemble': give its members, as scores: [nll, diffusion_time], or a list in its place"
+            )
         require_known(members)
     try:
         inspect.signature(kind).bind(*([] if kind.needs is None else [None]), **options)

@@ -401,7 +401,7 @@ class TestWhatIsNotANumber:
             (np.where(np.arange(10) == 3, np.nan, 2.0**24 + 1), r"'x' holds 16777217, which float32 cannot tell"),
             (np.full(10, 1e-50), r"'x' holds 1e-50, which float32 takes for 0: use --dtype float64, or other units"),
             (np.full(10, 1e300), r"'x' holds 1e\+300, which is beyond float32: use --dtype float64, or scale it"),
-            (np.zeros(0), r"nothing to shard: dimension 'row' is empty"),
+            (np.zeros(0), r"there are no events: dimension 'row' is empty"),
         ],
     )
     def test_it_is_refused_with_an_example(self, tmp_path, values, message):

@@ -134,7 +134,7 @@ class GridSource(EventSource):
         empty = [dim for dim, size in dims.items() if size == 0]
         if empty or not dims:
             what = f"dimension '{empty[0]}' is empty" if empty else "there is no dimension to count along"
-            raise DataError(f"{name}: nothing to shard: {what}")
+            raise DataError(f"{name}: there are no events: {what}")
         try:
             windows, strides = _by_full_name(event, dims), _by_full_name(stride, dims) or {}
             counted = None if sample is None else list(_by_full_name(sample, dims) or {})

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def throughput(arguments: argparse.Namespace) -> None:
 
 def apart(work: Callable[..., Path], *arguments: Any) -> Path:
     """Do work in a process of its own: of one that is started, the system counts the memory of who starts it, too."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def trained(root: Path) -> Path:

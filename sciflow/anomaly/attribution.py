@@ -10,7 +10,6 @@ from torch import Tensor
 from sciflow.anomaly.boxes import Boxes
 from sciflow.anomaly.edits import EDITS, edits
 from sciflow.anomaly.scores.base import Score, values_at_a_time
-from sciflow.density import Density
 
 __all__ = ["attribution", "nearest_typical"]
 
@@ -95,13 +94,12 @@ def nearest_typical(score: Score, x: Tensor, context: Tensor | None, typical: Te
     """
     typical = typical.to(x.device)
     found = torch.where((score(x, context) <= usual).reshape(-1, *[1] * (x.ndim - 1)), x, torch.nan)
-    density = next(iter(score.all_densities()), None)
-    if density is not None:
-        found = torch.where(found.isnan(), _clipped(score, density, x, context, usual), found)
-    for way in (_least_edited, _nearest) if context is None else ():
+    ways = [_clipped] if score.all_densities() else []
+    ways += [_least_edited, _nearest] if context is None else []
+    for way in ways:
         missing = found.isnan().flatten(1).any(1) & x.isfinite().flatten(1).all(1)
         if missing.any():
-            found[missing] = way(score, x[missing], typical, usual)
+            found[missing] = way(score, x[missing], None if context is None else context[missing], typical, usual)
     return found
 
 
@@ -177,8 +175,9 @@ def _quantiles(rows: Tensor) -> Tensor:
     return ordered[[round(share * (len(ordered) - 1)) for share in _QUANTILES]]
 
 
-def _clipped(score: Score, density: Density, x: Tensor, context: Tensor | None, usual: float) -> Tensor:
+def _clipped(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     """What rows decode to whose noise is clipped, ``[n, *event_shape]``; NaN where that is never usual."""
+    density = score.all_densities()[0]
     with torch.no_grad():
         z = density.encode(x, context)
 
@@ -190,7 +189,7 @@ def _clipped(score: Score, density: Density, x: Tensor, context: Tensor | None, 
             is_usual = score(events, of_each) <= usual
             return events.reshape(limits.shape[:2] + z.shape[1:]), is_usual.reshape(limits.shape[:2])
 
-        low, width = z.new_zeros(len(z)), z.flatten(1).abs().amax(1) if len(z) else z.new_zeros(0)
+        low, width = z.new_zeros(len(z)), z.flatten(1).abs().amax(1)
         for _ in range(_ROUNDS):
             width = width / _LEVELS
             levels = torch.arange(1, _LEVELS, dtype=z.dtype, device=z.device)
@@ -201,16 +200,16 @@ def _clipped(score: Score, density: Density, x: Tensor, context: Tensor | None, 
         return torch.where(is_usual.reshape(-1, *[1] * (x.ndim - 1)), edited, torch.nan)
 
 
-def _least_edited(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
+def _least_edited(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     """The smallest edits of rows that are usual; NaN where none is."""
     variants, _ = _variants(x, typical)
-    is_usual = torch.stack([score(each) <= usual for each in variants])
+    is_usual = (score(variants.flatten(0, 1)) <= usual).reshape(variants.shape[:2])
     first = is_usual.long().argmax(0)
     found = variants[first, torch.arange(len(x), device=x.device)]
     return torch.where(is_usual.any(0).reshape(-1, *[1] * (x.ndim - 1)), found, torch.nan)
 
 
-def _nearest(score: Score, x: Tensor, typical: Tensor, usual: float) -> Tensor:
+def _nearest(score: Score, x: Tensor, context: Tensor | None, typical: Tensor, usual: float) -> Tensor:
     """The nearest normal rows that are usual, in standard deviations of each number; NaN where none is."""
     usual_ones = typical[score(typical) <= usual]
     if not len(usual_ones):

@@ -20,13 +20,15 @@ from sciflow.config import Workflow
 from sciflow.data.place import require_apart
 from sciflow.data.store import is_url, open_store
 from sciflow.errors import ConfigError, ModelFileError, RunError
-from sciflow.training.run import Run, require_ended
+from sciflow.training.run import FOUND, Run, require_ended
 
 if TYPE_CHECKING:
     from sciflow.anomaly.detector import Detector
 
 __all__ = ["Each", "Job", "hashed"]
 
+# Of a run, what its model says of itself.
+MODEL = Path("model", "model.json")
 # Do something with every item, here or on Ray.
 Each = Callable[[Callable[[Any], object], Sequence[Any], str], None]
 
@@ -71,10 +73,10 @@ class Job:
             raise RunError(f"{run}: no such run: train first, sciflow train")
         require_ended(run)
         trained, detection = Run(run).workflow, workflow.detection
-        out = detection.out or str(run / "detections")
+        out = detection.out or str(run / FOUND)
         if is_url(out):
             raise ConfigError(f"detection.out: {out}: a folder of a file system that all nodes see, not a URL")
-        model = _description(run / "model" / "model.json")
+        model = _description(run / MODEL)
         settings = [detection.score, detection.calibration.model_dump(), trained.training.seed]
         key = hashed(model, trained.data.fingerprint, settings)
         # Where the store is may have changed since.
@@ -104,7 +106,7 @@ class Job:
     @property
     def layout(self) -> dict[str, Any]:
         """Of the events that the model was trained on."""
-        layout: dict[str, Any] = _description(Path(self.run, "model", "model.json"))["layout"]
+        layout: dict[str, Any] = _description(Path(self.run, MODEL))["layout"]
         return layout
 
     def prepare(self, each: Each) -> Detector:
@@ -120,7 +122,7 @@ class Job:
         """
         if not (self._place / "detector.json").exists():
             store = open_store(self.settings.data.store)
-            model = _description(Path(self.run, "model", "model.json"))
+            model = _description(Path(self.run, MODEL))
             if model.get("provenance", {}).get("data") != store.fingerprint:
                 warnings.warn(
                     f"{store.path}: has been written anew since the model was trained: events to calibrate on may be "

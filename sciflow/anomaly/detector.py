@@ -19,7 +19,7 @@ from sciflow.anomaly.detection import Detection
 from sciflow.anomaly.drift import Drift, drift
 from sciflow.anomaly.fitting import Fitted, LeftOut, density_of, fitted
 from sciflow.anomaly.given import Given, Part, given
-from sciflow.anomaly.groups import group_labels
+from sciflow.anomaly.groups import block_numbers, group_labels
 from sciflow.anomaly.overlap import row_hashes
 from sciflow.anomaly.saving import read, write
 from sciflow.anomaly.scores import Score, require_known
@@ -202,7 +202,6 @@ class Detector:
             fdr=fdr,
             false_alarm_rate=false_alarm_rate,
             method=method,
-            # A tail that could be fitted everywhere has p-values as small as it takes.
             resolution=self.calibration.smallest_p_value,
         )
         known = self._fitted_or_refuse().share_trained_on(hashes)
@@ -315,9 +314,7 @@ class Detector:
 
     def _calibrate(self, rows: Given, scores: np.ndarray, places: np.ndarray, groups: Any, weights: Any = None) -> None:
         weights = None if weights is None else columns.numbers(weights, "weights", len(rows))[places]
-        blocks = None
-        if self.block is not None:
-            blocks = places // int(np.prod(rows.shape[1:], dtype=np.int64)) // self.block
+        blocks = None if self.block is None else block_numbers(places, rows.shape, self.block)
         groups = None if groups is None else groups[places]
         self._calibration = Calibration.of(
             scores, groups=groups, blocks=blocks, weights=weights, tail=self.tail, rounding=_ROUNDING

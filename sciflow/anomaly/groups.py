@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from sciflow.errors import DataError, nearest
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["group_labels"]
+__all__ = ["block_numbers", "group_labels"]
 
 _OF_TIME = {"season": "season", "month": "month", "hour": "hour", "weekday": "dayofweek", "year": "year"}
 
@@ -48,6 +49,21 @@ def group_labels(
     else:
         raise DataError(f"group '{group}': {nearest(group, [*_OF_TIME, *known])}")
     return _of_rows(found, dims, shape)
+
+
+def block_numbers(places: np.ndarray, shape: tuple[int, ...], block: int) -> np.ndarray:
+    """Return the number of the block that every row belongs to: steps along the first dimension that belong together.
+
+    Args:
+        places: ``[n]``, of the rows in the grid.
+        shape: Of the grid.
+        block: Steps in a block.
+
+    Example:
+        >>> block_numbers(np.arange(8), (4, 2), block=2).tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+    """
+    return places // math.prod(shape[1:]) // block
 
 
 def _of_time(group: str, known: dict[str, xr.DataArray], dims: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sciflow.anomaly.decision import fits
-from sciflow.anomaly.groups import group_labels
+from sciflow.anomaly.groups import block_numbers, group_labels
 from sciflow.anomaly.scheduled.gap import require_time
 from sciflow.anomaly.scheduled.grid import Grid, along
 from sciflow.anomaly.scores import Score, build
@@ -91,7 +91,7 @@ def _sizes(calibration: Calibration, store: Store) -> np.ndarray:
         labels = group_labels(calibration.group, store.coordinates, dims, shape)[places]
         rows[0] = np.unique(labels, return_inverse=True)[1]
     if calibration.block is not None:
-        rows[1] = places // math.prod(shape[1:]) // calibration.block
+        rows[1] = block_numbers(places, shape, calibration.block)
     return np.bincount(np.unique(rows, axis=1)[0])
 
 

@@ -187,6 +187,13 @@ class Detection(Section):
         return [value] if isinstance(value, str) else value
 
     @property
+    def control(self) -> dict[str, Any]:
+        """The level that decides, and by what method, as :func:`sciflow.anomaly.decide` is told."""
+        if self.false_alarm_rate is not None:
+            return {"false_alarm_rate": self.false_alarm_rate}
+        return {"fdr": self.fdr, "method": self.method}
+
+    @property
     def overruled(self) -> Collection[str]:
         return () if self.false_alarm_rate is None else _OF_FDR
 

@@ -87,7 +87,7 @@ def judge(
     found = Judged(online=None if online is None else dict(online))
     for name in stores:
         units = [unit for unit in evidence.plan.parts[name].units if evidence.task.failure(unit) is None]
-        is_stream = settings.false_alarm_rate is None and settings.method in ("lord", "saffron")
+        is_stream = settings.control.get("method") in ("lord", "saffron")
         decide_on = _one_after_the_other if is_stream else _all_at_once
         decide_on(found, evidence, units, settings)
     _look_for_drift(found, evidence, stores, drift)
@@ -98,10 +98,7 @@ def _all_at_once(found: Judged, evidence: Evidence, units: Sequence[Unit], setti
     """Decide on all rows of a store, of which only those are kept that could be flagged."""
     from sciflow.anomaly.decision import decide, fits
 
-    asked: dict[str, Any] = {"fdr": settings.fdr, "method": settings.method}
-    if settings.false_alarm_rate is not None:
-        asked = {"false_alarm_rate": settings.false_alarm_rate}
-    level = settings.fdr if settings.false_alarm_rate is None else settings.false_alarm_rate
+    level = settings.false_alarm_rate or settings.fdr
     insides, sizes, places, small, num_tests = [], [], [], [np.empty(0)], 0
     for unit in units:
         inside, p_value = _looked_up(found, evidence, unit)
@@ -112,7 +109,7 @@ def _all_at_once(found: Judged, evidence: Evidence, units: Sequence[Unit], setti
         small.append(p_value[could_be])
         num_tests += int(np.count_nonzero(~np.isnan(p_value)))
     resolution = evidence.detector.calibration.smallest_p_value
-    decision = decide(np.concatenate(small), **asked, resolution=resolution, num_tests=num_tests)
+    decision = decide(np.concatenate(small), **settings.control, resolution=resolution, num_tests=num_tests)
     _note(found, decision)
     flags = np.split(decision.flag, np.cumsum([len(some) for some in places])[:-1])
     for unit, inside, size, some, flag in zip(units, insides, sizes, places, flags, strict=False):

@@ -221,15 +221,9 @@ def _described(job: Job, detector: Detector) -> dict[str, str]:
 def _attributes(
     job: Job, detector: Detector, judged: Judged, names: dict[int, str], detectors: list[dict[str, str]]
 ) -> dict[str, Any]:
-    settings = job.settings.detection
-    level = (
-        {"false_alarm_rate": settings.false_alarm_rate}
-        if settings.false_alarm_rate is not None
-        else {"fdr": settings.fdr, "method": settings.method}
-    )
     return {
         "score": detector.fitted_score.name,
-        **level,
+        **job.settings.detection.control,
         "calibration_rows": detector.calibration.rows,
         "model": job.model,
         "calibration": detector.calibration.fingerprint,

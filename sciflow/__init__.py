@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sciflow.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from sciflow import anomaly, bijections, contexts, diffusion, errors, flows
+    from sciflow import anomaly, bijections, contexts, diffusion, errors, flows, inference
     from sciflow.anomaly.detector import Detector
     from sciflow.anomaly.scheduled.detect import detect
     from sciflow.data.shard import shard
@@ -52,7 +52,7 @@ _HOMES = {
     "train": "sciflow.training.train",
     "write_samples": "sciflow.scoring.samples",
 }
-_SUBPACKAGES = ("anomaly", "bijections", "contexts", "diffusion", "errors", "flows")
+_SUBPACKAGES = ("anomaly", "bijections", "contexts", "diffusion", "errors", "flows", "inference")
 
 __all__ = [
     "Density",
@@ -71,6 +71,7 @@ __all__ = [
     "errors",
     "fit",
     "flows",
+    "inference",
     "interpolate",
     "load",
     "open_store",

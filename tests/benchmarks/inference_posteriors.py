@@ -3,7 +3,8 @@
     posterior = posteriors(folder)["eight_schools-eight_schools_noncentered"]
     posterior.log_density(mu=..., tau=..., theta_trans=...)     # [*batch, *shape] each -> [*batch]
 
-A density is unnormalised, on the constrained scale, with the priors of the README beside the data; "flat" is improper.
+A density is the joint one of data and parameters on the constrained scale, no constant left out, with the priors of the
+README beside the data; a prior that is "flat" is 1, and ordered numbers have that of numbers in any order.
 """
 
 from __future__ import annotations
@@ -81,9 +82,14 @@ def normal(x: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:
     return -0.5 * ((x - mean) / scale) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
 
 
-def cauchy(x: Tensor, scale: float) -> Tensor:
-    """Log density of the half-Cauchy, up to a constant."""
-    return -torch.log1p((x / scale) ** 2)
+def half_normal(x: Tensor, scale: float) -> Tensor:
+    """Log density of a normal's positive half, elementwise."""
+    return normal(x, 0.0, scale) + math.log(2)
+
+
+def half_cauchy(x: Tensor, scale: float) -> Tensor:
+    """Log density of a Cauchy's positive half, elementwise."""
+    return math.log(2 / (math.pi * scale)) - torch.log1p((x / scale) ** 2)
 
 
 def regression(
@@ -107,7 +113,7 @@ def autoregression(given: dict) -> Posterior:
     def log_density(*, alpha: Tensor, beta: Tensor, sigma: Tensor) -> Tensor:
         mean = alpha[..., None] + beta @ past.to(beta)
         likelihood = normal(y[order:].to(beta), mean, sigma[..., None]).sum(-1)
-        return likelihood + normal(alpha, 0.0, 10.0) + normal(beta, 0.0, 10.0).sum(-1) + cauchy(sigma, 2.5)
+        return likelihood + normal(alpha, 0.0, 10.0) + normal(beta, 0.0, 10.0).sum(-1) + half_cauchy(sigma, 2.5)
 
     return Posterior(Parameters({"alpha": real, "beta": real(order), "sigma": positive}), log_density)
 
@@ -121,7 +127,8 @@ def moving_average(given: dict) -> Posterior:
         for before, now in itertools.pairwise(y):
             errors.append(now - (mu + phi * before + theta * errors[-1]))
         likelihood = normal(torch.stack(errors, -1), 0.0, sigma[..., None]).sum(-1)
-        return likelihood + normal(mu, 0.0, 10.0) + normal(phi, 0.0, 2.0) + normal(theta, 0.0, 2.0) + cauchy(sigma, 2.5)
+        priors = normal(mu, 0.0, 10.0) + normal(phi, 0.0, 2.0) + normal(theta, 0.0, 2.0)
+        return likelihood + priors + half_cauchy(sigma, 2.5)
 
     return Posterior(Parameters({"mu": real, "phi": real, "theta": real, "sigma": positive}), log_density)
 
@@ -157,7 +164,7 @@ def eight_schools(given: dict) -> Posterior:
     def log_density(*, mu: Tensor, tau: Tensor, theta_trans: Tensor) -> Tensor:
         theta = mu[..., None] + tau[..., None] * theta_trans
         likelihood = normal(y.to(theta), theta, sigma.to(theta)).sum(-1)
-        return likelihood + normal(theta_trans, 0.0, 1.0).sum(-1) + normal(mu, 0.0, 5.0) + cauchy(tau, 5.0)
+        return likelihood + normal(theta_trans, 0.0, 1.0).sum(-1) + normal(mu, 0.0, 5.0) + half_cauchy(tau, 5.0)
 
     def derived(values: Values) -> dict[str, Tensor]:
         mu, tau = values["mu"], values["tau"]
@@ -190,9 +197,9 @@ def gaussian_process(given: dict) -> Posterior:
 
     def log_density(*, rho: Tensor, alpha: Tensor, f_tilde: Tensor) -> Tensor:
         f = latent({"rho": rho, "alpha": alpha, "f_tilde": f_tilde})
-        likelihood = (counts.to(f) * f - f.exp()).sum(-1)
-        priors = 24 * rho.log() - 4 * rho + normal(alpha, 0.0, 2.0) + normal(f_tilde, 0.0, 1.0).sum(-1)
-        return likelihood + priors
+        likelihood = (counts.to(f) * f - f.exp() - (counts.to(f) + 1).lgamma()).sum(-1)
+        of_rho = 25 * math.log(4) - math.lgamma(25) + 24 * rho.log() - 4 * rho
+        return likelihood + of_rho + half_normal(alpha, 2.0) + normal(f_tilde, 0.0, 1.0).sum(-1)
 
     def derived(values: Values) -> dict[str, Tensor]:
         return {"rho": values["rho"], "alpha": values["alpha"], "f": latent(values)}
@@ -213,8 +220,9 @@ def mixture(given: dict) -> Posterior:
     def log_density(*, mu: Tensor, sigma: Tensor, theta: Tensor) -> Tensor:
         shares = torch.stack([theta, 1 - theta], -1).log()
         parts = shares[..., None] + normal(y.to(mu), mu[..., None], sigma[..., None])
-        priors = normal(mu, 0.0, 2.0).sum(-1) + normal(sigma, 0.0, 2.0).sum(-1) + 4 * shares.sum(-1)
-        return parts.logsumexp(-2).sum(-1) + priors
+        priors = normal(mu, 0.0, 2.0).sum(-1) + half_normal(sigma, 2.0).sum(-1)
+        of_theta = 4 * shares.sum(-1) + math.lgamma(10) - 2 * math.lgamma(5)
+        return parts.logsumexp(-2).sum(-1) + priors + of_theta
 
     parameters = Parameters({"mu": ordered(2), "sigma": positive(2), "theta": interval(0, 1)})
     return Posterior(parameters, log_density)
@@ -223,7 +231,7 @@ def mixture(given: dict) -> Posterior:
 def kidscore(given: dict) -> Posterior:
     """Flat beta, sigma ~ HalfCauchy(2.5)."""
     columns = [np.ones(given["N"]), given["mom_iq"]]
-    return regression(columns, given["kid_score"], lambda beta, sigma: cauchy(sigma, 2.5))
+    return regression(columns, given["kid_score"], lambda beta, sigma: half_cauchy(sigma, 2.5))
 
 
 def kilpisjarvi(given: dict) -> Posterior:
@@ -260,7 +268,7 @@ def election(given: dict) -> Posterior:
 def bayesian_regression(given: dict) -> Posterior:
     """beta ~ N(0, 10), sigma ~ HalfNormal(10)."""
     columns = list(given["X"].T)
-    return regression(columns, given["y"], lambda b, s: normal(b, 0.0, 10.0).sum(-1) + normal(s, 0.0, 10.0))
+    return regression(columns, given["y"], lambda b, s: normal(b, 0.0, 10.0).sum(-1) + half_normal(s, 10.0))
 
 
 MODELS: dict[str, Callable[[dict], Posterior]] = {

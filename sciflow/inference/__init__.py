@@ -6,9 +6,27 @@ import importlib
 from typing import Any
 
 # Loaded when first used, as in ``sciflow`` itself; a new name joins by one line.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "Constraint": "sciflow.inference.constraint",
+    "Parameters": "sciflow.inference.parameters",
+    "as_constraint": "sciflow.inference.constraints",
+    "interval": "sciflow.inference.constraints",
+    "ordered": "sciflow.inference.constraints",
+    "positive": "sciflow.inference.constraints",
+    "real": "sciflow.inference.constraints",
+    "simplex": "sciflow.inference.constraints",
+}
 
-__all__: list[str] = []
+__all__: list[str] = [
+    "Constraint",
+    "Parameters",
+    "as_constraint",
+    "interval",
+    "ordered",
+    "positive",
+    "real",
+    "simplex",
+]
 
 
 def __getattr__(name: str) -> Any:

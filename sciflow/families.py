@@ -18,7 +18,18 @@ from sciflow.contexts import ContextShape
 from sciflow.density import Density
 from sciflow.diffusion import Diffusion, Student
 from sciflow.errors import ConfigError, SciflowError, nearest
-from sciflow.flows import IAF, MAF, NICE, NSF, ContinuousFlow, Glow, RealNVP, ResidualFlow, TransformerFlow
+from sciflow.flows import (
+    IAF,
+    MAF,
+    NICE,
+    NSF,
+    ContinuousFlow,
+    Glow,
+    RealNVP,
+    ResidualFlow,
+    TransformerFlow,
+    VariationalFlow,
+)
 
 __all__ = ["FAMILIES", "build", "family_of", "load", "located"]
 
@@ -34,6 +45,7 @@ FAMILIES: dict[str, type[Density]] = {
     ResidualFlow.family: ResidualFlow,
     Student.family: Student,
     TransformerFlow.family: TransformerFlow,
+    VariationalFlow.family: VariationalFlow,
 }
 
 

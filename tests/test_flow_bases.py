@@ -36,6 +36,7 @@ BASES = {
     "heavier": ({"student_t": {"degrees_of_freedom": 1.5}}, (2,)),
     "gaussian_mixture": ({"gaussian_mixture": {"num_components": 5}}, (2, 3)),
     "one component": ({"gaussian_mixture": {"num_components": 1}}, (2,)),
+    "full_gaussian_mixture": ({"full_gaussian_mixture": {"num_components": 3}}, (2, 2)),
     **DISTRIBUTIONS,
 }
 

@@ -14,7 +14,7 @@ from sciflow.bijections import inverse_by
 from sciflow.contexts import Label, Tokens
 from sciflow.errors import ConfigError, ShapeError
 from sciflow.families import build, load
-from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, ResidualFlow, TransformerFlow
+from sciflow.flows import IAF, MAF, NICE, NSF, Flow, Glow, RealNVP, ResidualFlow, TransformerFlow, VariationalFlow
 
 SMALL: dict[str, Any] = {"num_transforms": 3, "hidden_features": (16, 16), "seed": 0}
 # Of convolutions, which sum over 9 places: with random weights the sums should not run away.
@@ -57,6 +57,7 @@ FLOWS = [
     Glow(event_shape=(1, 4, 4), **NARROW),
     Glow(event_shape=(3, 4, 6), context_shape=(2,), **NARROW),
     Glow(event_shape=(2, 3, 1), **NARROW),
+    VariationalFlow(event_shape=(3,), num_components=2, **NARROW),
     ResidualFlow(event_shape=(2,), **NARROW),
     ResidualFlow(event_shape=(5,), context_shape=(2, 2), **NARROW),
     TransformerFlow((2,), num_transforms=2, hidden_features=(8,), seed=0),

@@ -6,6 +6,7 @@ from sciflow.bijections.autoregressive import Autoregressive, inverse_by
 from sciflow.bijections.base import Bijection
 from sciflow.bijections.composite import Composite
 from sciflow.bijections.coupling import Coupling
+from sciflow.bijections.elementwise import Elementwise
 from sciflow.bijections.field import OnFirstChannels, Pointwise, Squeezed, squeezed_shape
 from sciflow.bijections.field_coupling import FieldCoupling
 from sciflow.bijections.identity import Identity
@@ -30,7 +31,7 @@ from sciflow.bijections.scale import Scale
 from sciflow.bijections.some import OnSome
 from sciflow.bijections.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
 from sciflow.bijections.transformer import TransformerAutoregressive
-from sciflow.bijections.univariate import CircularSpline, EachItsOwn, Shift, ShiftScale, Spline, Univariate
+from sciflow.bijections.univariate import CircularSpline, EachItsOwn, InTurn, Shift, ShiftScale, Spline, Univariate
 
 __all__ = [
     "ActNorm",
@@ -44,8 +45,10 @@ __all__ = [
     "Dequantize",
     "EachContext",
     "EachItsOwn",
+    "Elementwise",
     "FieldCoupling",
     "Identity",
+    "InTurn",
     "Inverted",
     "LULinear",
     "Log",

@@ -80,6 +80,25 @@ class LULinear(Bijection):
         self.raw_diagonal = nn.Parameter(torch.full((num_features,), math.log(math.expm1(1 - _MIN_DIAGONAL))))
         self.bias = nn.Parameter(torch.zeros(num_features))
 
+    @torch.no_grad()
+    def whiten(self, x: Tensor) -> None:
+        r"""Become the map that brings rows ``[n, num_features]`` to mean 0 and unit covariance.
+
+        With the covariance :math:`C C^\top` of the permuted features it is :math:`z = C^{-1} (P x - m)`.
+        """
+        permuted = x[:, self.inverse_order.argsort()]
+        mean = permuted.mean(0)
+        centred = permuted - mean
+        covariance = centred.T @ centred / max(1, len(x) - 1)
+        jitter = torch.finfo(x.dtype).eps ** 0.5 * covariance.diagonal().mean() * torch.eye(x.shape[1]).to(x)
+        lower = torch.linalg.cholesky(covariance + jitter)
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(x.shape[1]).to(x), upper=False)
+        diagonal = inverse.diagonal().clamp_min(2 * _MIN_DIAGONAL)
+        self.factors.copy_((inverse / diagonal).tril(-1))
+        rest = diagonal - _MIN_DIAGONAL
+        self.raw_diagonal.copy_(rest + torch.log(-torch.expm1(-rest)))
+        self.bias.copy_(-inverse @ mean)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = self.batch_shape(x)
         # The mixing acts on the variables themselves: under autocast, half precision here would be error in the data.

@@ -15,7 +15,7 @@ from sciflow.bijections.spline import (
     rational_quadratic_spline_inverse,
 )
 
-__all__ = ["CircularSpline", "EachItsOwn", "Shift", "ShiftScale", "Spline", "Univariate"]
+__all__ = ["CircularSpline", "EachItsOwn", "InTurn", "Shift", "ShiftScale", "Spline", "Univariate"]
 
 
 class Univariate(ABC):
@@ -179,6 +179,44 @@ class EachItsOwn(Univariate):
     def _joined(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         values, log_slopes = zip(*parts, strict=True)
         return torch.cat(values)[self._order], torch.cat(log_slopes)[self._order]
+
+
+class InTurn(Univariate):
+    r"""One map after the other, :math:`z = f_n(\dots f_1(x))`.
+
+    A spline bends within its box alone; after a :class:`ShiftScale` it does so for features whose scale varies by far
+    more than the box is wide.
+
+    Args:
+        kinds: The maps, from data to noise.
+
+    Example:
+        >>> both = InTurn([ShiftScale(), Spline()])
+        >>> z, log_slope = both.forward(torch.tensor([0.5]), torch.zeros(both.num_parameters, 1))
+        >>> torch.allclose(z, torch.tensor([0.5])), log_slope.shape
+        (True, torch.Size([1]))
+    """
+
+    def __init__(self, kinds: Sequence[Univariate]) -> None:
+        self.kinds = list(kinds)
+        self._counts = [kind.num_parameters for kind in kinds]
+        self.num_parameters = sum(self._counts)
+
+    def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        parts = _first(self.num_parameters, parameters).split(self._counts)
+        log_slopes = []
+        for kind, part in zip(self.kinds, parts, strict=True):
+            x, log_slope = kind.forward(x, part)
+            log_slopes.append(log_slope)
+        return x, torch.stack(log_slopes).sum(0)
+
+    def inverse(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        parts = _first(self.num_parameters, parameters).split(self._counts)
+        log_slopes = []
+        for kind, part in reversed(list(zip(self.kinds, parts, strict=True))):
+            z, log_slope = kind.inverse(z, part)
+            log_slopes.append(log_slope)
+        return z, torch.stack(log_slopes).sum(0)
 
 
 def _first(count: int, parameters: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 - :class:`MAF`, :class:`IAF`: affine autoregression, fast to evaluate and fast to draw from.
 - :class:`ResidualFlow`: the identity plus a contraction, all features at once.
 - :class:`TransformerFlow`: affine autoregression by a causal transformer, over features or patches of a field.
+- :class:`VariationalFlow`: what :func:`sciflow.inference.fit_posterior` fits.
 - :class:`ContinuousFlow`: drift to noise along a learned velocity; any network, and log p by an ODE.
 
 Each but the last is a :class:`Flow`, and all are a :class:`sciflow.Density`: ``log_prob``, ``likelihood``, ``sample``,
@@ -23,5 +24,18 @@ from sciflow.flows.nsf import NSF
 from sciflow.flows.realnvp import RealNVP
 from sciflow.flows.residual_flow import ResidualFlow
 from sciflow.flows.transformer_flow import TransformerFlow
+from sciflow.flows.variational_flow import VariationalFlow
 
-__all__ = ["IAF", "MAF", "NICE", "NSF", "ContinuousFlow", "Flow", "Glow", "RealNVP", "ResidualFlow", "TransformerFlow"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "NICE",
+    "NSF",
+    "ContinuousFlow",
+    "Flow",
+    "Glow",
+    "RealNVP",
+    "ResidualFlow",
+    "TransformerFlow",
+    "VariationalFlow",
+]

@@ -12,16 +12,27 @@ from sciflow.flows.base.circle import OnCircles
 from sciflow.flows.base.contract import Base
 from sciflow.flows.base.description import distribution_from
 from sciflow.flows.base.distribution import TorchDistribution
+from sciflow.flows.base.full_mixture import FullGaussianMixture
 from sciflow.flows.base.mixture import GaussianMixture
 from sciflow.flows.base.normal import StandardNormal
 from sciflow.flows.base.student_t import StudentT
 
-__all__ = ["Base", "GaussianMixture", "OnCircles", "StandardNormal", "StudentT", "TorchDistribution", "base_density"]
+__all__ = [
+    "Base",
+    "FullGaussianMixture",
+    "GaussianMixture",
+    "OnCircles",
+    "StandardNormal",
+    "StudentT",
+    "TorchDistribution",
+    "base_density",
+]
 
 _KINDS: dict[str, Callable[..., Base]] = {
     "normal": StandardNormal,
     "student_t": StudentT,
     "gaussian_mixture": GaussianMixture,
+    "full_gaussian_mixture": FullGaussianMixture,
 }
 
 
@@ -29,7 +40,7 @@ def base_density(base: Any, event_shape: Sequence[int]) -> Base:
     """Build the density of the noise that a constructor, a workflow or a model file names.
 
     Args:
-        base: ``"normal"``, ``"student_t"`` or ``"gaussian_mixture"``; with options, a mapping such as
+        base: ``"normal"``, ``"student_t"``, ``"gaussian_mixture"``, ``"full_gaussian_mixture"``; with options, such as
             ``{"gaussian_mixture": {"num_components": 4}}``; a distribution of ``torch.distributions``, or in a file
             ``{"distribution": {"name": "Laplace", "parameters": {"loc": 0.0, "scale": 1.0}}}``; or a :class:`Base`.
         event_shape: Shape of one event.

@@ -161,7 +161,7 @@ def _verdict(names: Sequence[str], values: Floats, adjusted: Floats, level: floa
         way = "misshapen" if abs(shift) < 2.5 else "too narrow, or off," if shift > 0 else "too wide"
         covered = 100 * float((values[:, place] <= 0.9).mean())
         much = f"regions of 90 % hold the truth in {covered:.1f} +- {error:.1f} %"
-        faults.append(words.Fault(way, names[place], much if len(worst) == 1 else f"has {much}"))
+        faults.append(words.Fault(way, names[place], much))
     return f"{words.told(faults)}: {words.advice(faults)} ({p_value})"
 
 

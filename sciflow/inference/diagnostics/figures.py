@@ -38,12 +38,13 @@ def ecdf_differences(found: SBC) -> Figure:
     for axes, place in zip(panels, shown, strict=False):
         wrong = found.adjusted[place] <= found.level
         style(axes)
-        axes.fill_between(points, low, high, color=FAINT, lw=0, step="mid")
+        axes.fill_between(points, low, high, color=FAINT, lw=0, label=_band_label(found.level))
         axes.axhline(0, color=INK, lw=0.8, ls="--")
         axes.plot(points, differences[place], color=WRONG if wrong else RIGHT, lw=1.6)
         axes.set_title(f"{found.names[place]}, p = {found.adjusted[place]:.2g}", fontsize=9, color=INK)
         axes.set_xlim(0, 1)
         axes.set_ylim(-most, most)
+    _legend(figure, panels[0])
     _shared_labels(figure, "rank of the truth among the draws, as a share", "share of cases, less uniform")
     left_out = len(found.names) - len(shown)
     figure.set_label(
@@ -65,8 +66,7 @@ def coverage_curves(found: Coverage | TARP) -> Figure:
     low, high = band(len(values), found.level)
     for axes, off in zip(panels, (np.zeros_like(points), points), strict=True):
         style(axes, "credibility", "expected coverage" if axes is panels[0] else "coverage less credibility")
-        label = f"{100 * (1 - found.level):.0f} % of right posteriors"
-        axes.fill_between(points, low - off, high - off, color=FAINT, lw=0, step="mid", label=label)
+        axes.fill_between(points, low - off, high - off, color=FAINT, lw=0, label=_band_label(found.level))
         axes.plot([0, 1], [0, 1] if axes is panels[0] else [0, 0], color=INK, lw=0.8, ls="--")
         for curve, place in enumerate(shown):
             shares = distribution(values[:, place])
@@ -75,7 +75,6 @@ def coverage_curves(found: Coverage | TARP) -> Figure:
             )
         axes.set_xlim(0, 1)
     panels[0].set_ylim(0, 1)
-    panels[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
     furthest = max(
         float((high - points).max()), *(float(np.abs(distribution(v) - points).max()) for v in values.T[shown])
     )
@@ -83,6 +82,7 @@ def coverage_curves(found: Coverage | TARP) -> Figure:
     for x, y, text in ((0.02, 0.96, "too wide"), (0.02, 0.04, "too narrow, or off")):
         if getattr(found, "regions", None):
             panels[1].text(x, y, text, transform=panels[1].transAxes, fontsize=8, color=INK, va="center")
+    _legend(figure, panels[0])
     figure.set_label(f"Expected coverage over credibility, {len(values):,} cases. {found.verdict}.")
     return figure
 
@@ -96,7 +96,7 @@ def marginals(p: Floats, q: Floats, names: Sequence[str], labels: tuple[str, str
         _two_histograms(axes, p[:, place], q[:, place], None, labels)
         style(axes, names[place])
         axes.set_yticks([])
-    panels[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    _legend(figure, panels[0])
     figure.set_label(f"Distributions of {len(names)} parameters. {title}.")
     return figure
 
@@ -112,13 +112,12 @@ def local_panels(found: LocalC2ST) -> Figure:
         found.statistic, color=RIGHT if found.passed else WRONG, lw=2, label=f"here, p = {found.p_value:.2g}"
     )
     panels[0].set_yticks([])
-    panels[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     for axes, place in zip(panels[1:], shown, strict=False):
         column = found.draws[:, place]
         _two_histograms(axes, column, column, found.weights, ("draws", "as the classifier would have them"))
         style(axes, found.names[place])
         axes.set_yticks([])
-    panels[1].legend(frameon=False, fontsize=7, labelcolor=INK)
+    _legend(figure, panels[0], panels[1])
     figure.set_label(f"Local classifier test, and {len(shown)} parameters. {found.verdict}.")
     return figure
 
@@ -135,7 +134,7 @@ def statistics_panels(found: PosteriorPredictive) -> Figure:
         style(axes, found.names[place])
         axes.set_title(f"p = {found.p_values[place]:.2g}", fontsize=9, color=INK)
         axes.set_yticks([])
-    panels[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    _legend(figure, panels[0])
     figure.set_label(
         f"{len(found.names)} statistics of {len(found.replicated):,} replicated data sets. {found.verdict}."
     )
@@ -156,11 +155,25 @@ def _panels(num: int, title: str, height: float) -> tuple[Figure, list[Axes]]:
     num_rows = -(-num // num_columns)
     width = max(5.0, 2.5 * num_columns) if height < 3 else 8.6
     lines = textwrap.wrap(title, int(13 * width))
-    figure, panels = new_figure(width, height * num_rows + 0.25 * len(lines) + 0.2, num_rows, num_columns)
+    figure, panels = new_figure(width, height * num_rows + 0.25 * len(lines) + 0.6, num_rows, num_columns)
     figure.suptitle("\n".join(lines), fontsize=10, color=INK, x=0.01, ha="left")
     for axes in panels[num:]:
         axes.set_axis_off()
     return figure, panels[:num]
+
+
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """A legend below all panels, where no curve can hide behind it."""
+    given = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = [one for each, _ in given for one in each], [one for _, each in given for one in each]
+    num_columns = 4 if figure.get_figwidth() > 6 else 2
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=num_columns, frameon=False, fontsize=8, labelcolor=INK
+    )
+
+
+def _band_label(level: float) -> str:
+    return f"where {100 * (1 - level):.0f} % of right posteriors stay"
 
 
 def _shared_labels(figure: Figure, x_label: str, y_label: str) -> None:

@@ -66,13 +66,13 @@ def told(faults: Sequence[Fault]) -> str:
 
     Example:
         >>> told([Fault("too narrow", name, "should be 1.3 times as wide") for name in "abcde"])
-        'too narrow in a, b, c and 2 more (a should be 1.3 times as wide)'
+        'too narrow in a, b, c and 2 more (a: should be 1.3 times as wide)'
     """
     ways = dict.fromkeys(fault.way for fault in faults)
     texts = []
     for way in ways:
         same = [fault for fault in faults if fault.way == way]
-        whose = f"{same[0].name} " if len(same) > 1 else ""
+        whose = f"{same[0].name}: " if len(same) > 1 else ""
         texts.append(f"{way} in {enumerated([fault.name for fault in same])} ({whose}{same[0].much})")
     return "; ".join(texts)
 

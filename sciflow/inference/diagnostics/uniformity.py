@@ -15,6 +15,7 @@ __all__ = ["Departure", "adjusted_p_values", "band", "distribution", "evaluation
 MOST_POINTS = 200
 # Below it one minus a sum of doubles says nothing: there the bound of Bonferroni takes over.
 _LEAST_EXACT = 1e-10
+_LEAST = 1e-290
 
 
 def evaluation_points(num_values: int) -> Floats:
@@ -58,10 +59,10 @@ def uniform_p_value(values: Floats) -> float:
     num_values = len(values)
     points = np.arange(len(evaluation_points(num_values)))
     counts = np.searchsorted(np.sort(values), evaluation_points(num_values), "right")
-    gamma = float(_tails(num_values)[points, counts].min())
+    gamma = max(float(_tails(num_values)[points, counts].min()), _LEAST)
     p_value = 1 - _stays_inside(num_values, gamma)
     if p_value < _LEAST_EXACT:
-        p_value = min(p_value, 1.0) if gamma == 0 else len(points) * gamma
+        p_value = len(points) * gamma
     return float(np.clip(p_value, gamma, 1.0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,8 +47,12 @@ def faults_of_parameter(name: str, values: Floats) -> list[Fault]:
     if abs(departure.shift) > _NOTABLE:
         way = "down" if departure.shift > 0 else "up"
         found.append(Fault(f"biased {way}", name, f"by {abs(departure.normal_shift):.2g} standard deviations"))
-    if abs(departure.spread) > _NOTABLE:
-        way = "narrow" if departure.spread > 0 else "wide"
+        # A shift moves values to one end, too: the width is then that around the shifted mean.
+        spread = (departure.normal_spread - 1) * math.sqrt(2 * len(values))
+    else:
+        spread = departure.spread
+    if abs(spread) > _NOTABLE:
+        way = "narrow" if spread > 0 else "wide"
         found.append(Fault(f"too {way}", name, f"should be {departure.normal_spread:.2g} times as wide"))
     return found or [Fault("misshapen", name, "neither bias nor width alone")]
 

@@ -96,7 +96,8 @@ def diagnostics(posterior: Any, num_cases: int, num_draws: int, seed: int) -> di
 def fitted(num: int) -> Any:
     """A posterior that is learned."""
     theta, x = simulated(num, DIMS, 123_456)
-    return inference.fit_conditional(torch.from_numpy(theta).float(), torch.from_numpy(x).float(), seed=0)
+    simulations = torch.from_numpy(theta).float(), torch.from_numpy(x).float()
+    return inference.fit_conditional(simulations, seed=0, progress=False)
 
 
 if __name__ == "__main__":

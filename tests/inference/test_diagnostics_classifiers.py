@@ -164,6 +164,17 @@ class TestPosteriorPredictive:
         np.testing.assert_array_equal(before[1], np.random.get_state()[1])
         assert first.names == ("mean", "standard deviation", "smallest", "median", "largest")
 
+    def test_simulators_get_the_randomness_they_ask_for(self):
+        draws, x = np.random.default_rng(0).normal(size=(100, 2)), np.zeros(2)
+        asking = (
+            lambda theta, seed: theta + np.random.default_rng(seed).normal(size=theta.shape),
+            lambda theta, rng: theta + rng.normal(size=theta.shape),
+            lambda theta, generator: theta + torch.randn(theta.shape, generator=generator).numpy(),
+        )
+        for simulate in asking:
+            first, again = (posterior_predictive(draws, simulate, x, seed=3) for _ in range(2))
+            np.testing.assert_array_equal(first.x, again.x)
+
     def test_takes_models_and_statistics(self):
         _, x = simulated(50, 3, 2)
         found = posterior_predictive(

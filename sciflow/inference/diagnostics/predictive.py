@@ -98,8 +98,8 @@ def posterior_predictive(
     Args:
         posterior: Draws ``[n, d]`` of the posterior at ``x_observed``; an object with ``sample(n, seed=)``; or one that
             :func:`~.sbc.sbc` takes, which is asked for ``x_observed`` then.
-        simulator: Maps theta ``[n, d]`` to data ``[n, ...]``: a tensor where draws are tensors, and from models. If it
-            has an argument ``seed``, it is given one; torch's and NumPy's own generators are seeded for it in any case.
+        simulator: Maps theta ``[n, d]`` to data ``[n, ...]``: a tensor where draws are tensors, and from models. It may
+            ask for a ``seed``, ``generator`` or ``rng`` by name; torch's and NumPy's own generators are seeded, too.
         x_observed: ``[...]``.
         statistics: Names and functions of data ``[n, ...]`` that return ``[n]``; by default every number of ``x`` where
             there are few, and mean, standard deviation, extremes and median where there are many.
@@ -146,7 +146,13 @@ def posterior_predictive(
 
 
 def _simulated(simulator: Callable[..., Any], theta: Any, seed: int) -> Floats:
-    options = {"seed": seed} if "seed" in inspect.signature(simulator).parameters else {}
+    sources = {
+        "seed": lambda: seed,
+        "generator": lambda: torch.Generator().manual_seed(seed),
+        "rng": lambda: np.random.default_rng(seed),
+    }
+    asked = inspect.signature(simulator).parameters
+    options = {name: source() for name, source in sources.items() if name in asked}
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:

@@ -154,7 +154,7 @@ class Departure:
         )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _tails(num_values: int) -> Floats:
     """Two-sided tail probability of every count at every point, ``[K - 1, n + 1]``."""
     from scipy.stats import binom

@@ -7,26 +7,33 @@ from typing import Any
 
 # Loaded when first used, as in ``sciflow`` itself; a new name joins by one line.
 _HOMES: dict[str, str] = {
+    "C2ST": "sciflow.inference.diagnostics.c2st",
     "Constraint": "sciflow.inference.constraint",
+    "Coverage": "sciflow.inference.diagnostics.coverage",
+    "Evidence": "sciflow.inference.evidence",
+    "LocalC2ST": "sciflow.inference.diagnostics.local_c2st",
+    "LogDensity": "sciflow.inference.variational.log_density",
     "Parameters": "sciflow.inference.parameters",
+    "Posterior": "sciflow.inference.posterior",
+    "PosteriorPredictive": "sciflow.inference.diagnostics.predictive",
+    "SBC": "sciflow.inference.diagnostics.sbc",
+    "TARP": "sciflow.inference.diagnostics.tarp",
     "as_constraint": "sciflow.inference.constraints",
+    "c2st": "sciflow.inference.diagnostics.c2st",
+    "expected_coverage": "sciflow.inference.diagnostics.coverage",
+    "fit_posterior": "sciflow.inference.variational.fit_posterior",
     "interval": "sciflow.inference.constraints",
+    "local_c2st": "sciflow.inference.diagnostics.local_c2st",
     "ordered": "sciflow.inference.constraints",
     "positive": "sciflow.inference.constraints",
+    "posterior_predictive": "sciflow.inference.diagnostics.predictive",
     "real": "sciflow.inference.constraints",
+    "sbc": "sciflow.inference.diagnostics.sbc",
     "simplex": "sciflow.inference.constraints",
+    "tarp": "sciflow.inference.diagnostics.tarp",
 }
 
-__all__: list[str] = [
-    "Constraint",
-    "Parameters",
-    "as_constraint",
-    "interval",
-    "ordered",
-    "positive",
-    "real",
-    "simplex",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -35,3 +42,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""What shows whether posteriors are right: ranks, coverage, distances, classifiers, replicated data."""

@@ -34,7 +34,14 @@ LABEL_WIDTH = 25  # Letters beside a panel.
 MASS_LEVELS = (0.393, 0.865)  # One and two standard deviations of a Gaussian in two dimensions.
 
 
-def corner(data: Any, samples: Any, names: Sequence[str] | None = None, max_features: int = 5, seed: int = 0) -> Figure:
+def corner(
+    data: Any,
+    samples: Any,
+    names: Sequence[str] | None = None,
+    max_features: int = 5,
+    seed: int = 0,
+    called: tuple[str, str] = ("data", "samples"),
+) -> Figure:
     """Draw data against samples, every pair of features: points are data, contours the samples.
 
     The contours hold 39 % and 86 % of the samples: one and two standard deviations, were they Gaussian. Where an event
@@ -47,6 +54,7 @@ def corner(data: Any, samples: Any, names: Sequence[str] | None = None, max_feat
         names: A name for each feature, flattened; units belong in them. None numbers them.
         max_features: How many features are drawn at most.
         seed: Of the choice of the points drawn where there are many.
+        called: What the points are, and what the contours, in the legend.
 
     Returns:
         The figure; its label describes it in words.
@@ -106,7 +114,7 @@ def corner(data: Any, samples: Any, names: Sequence[str] | None = None, max_feat
             axes.set_xlim(*limits[column])
             _panel_ticks(axes, short, row, column)
     figure.align_labels()
-    _corner_legend(figure, grid, len(data), len(samples))
+    _corner_legend(figure, grid, len(data), len(samples), called)
     figure.set_label(
         f"{len(data):,} events of the data against {len(samples):,} samples of the model, by {', '.join(labels)}."
     )
@@ -178,12 +186,14 @@ def _without_middle(name: str, length: int) -> str:
     return f"{name[: length // 2].rstrip()}\N{HORIZONTAL ELLIPSIS}{name[len(name) - (length - 1) // 2 :].lstrip()}"
 
 
-def _corner_legend(figure: Figure, grid: NDArray[Any], num_data: int, num_samples: int) -> None:
+def _corner_legend(
+    figure: Figure, grid: NDArray[Any], num_data: int, num_samples: int, called: tuple[str, str]
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=PALETTE[0], marker=".", ms=8, ls="", label=f"data ({num_data:,})"),
-        Line2D([], [], color=PALETTE[1], lw=1.5, label=f"samples ({num_samples:,})"),
+        Line2D([], [], color=PALETTE[0], marker=".", ms=8, ls="", label=f"{called[0]} ({num_data:,})"),
+        Line2D([], [], color=PALETTE[1], lw=1.5, label=f"{called[1]} ({num_samples:,})"),
     ]
     if len(grid) > 1:
         legend = grid[0, -1].legend(handles=handles, loc="upper right", frameon=False, fontsize=10)

@@ -1,0 +1,335 @@
+"""A posterior that was fitted: draws, log p, log Z, and how far they can be trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sciflow.arguments import Arguments
+from sciflow.density import MOST_SEED, Density
+from sciflow.errors import ModelFileError, SciflowError, first_line
+from sciflow.files import written_whole
+from sciflow.inference.evidence import Evidence
+from sciflow.inference.parameters import Parameters
+from sciflow.inference.psis import USABLE, verdict_on
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+__all__ = ["EVENT", "Posterior"]
+
+EVENT = "x"  # the name of an event that has none
+_FORMAT, _VERSION = "sciflow-posterior", 1
+_DESCRIPTION, _DRAWS = "posterior.json", "draws.safetensors"
+_PARTS = 1 << 15
+
+
+@dataclass
+class Posterior:
+    """A density fitted to another, with what importance weights say of the fit.
+
+    Attributes:
+        density: The fitted density, of unconstrained rows ``[d]``.
+        parameters: Constraints by name; an event without names is called ``x``.
+        by_name: Whether values come and go by name.
+        elbo: Evidence lower bound: the mean of ``log p~ - log q`` over draws of the fit, nats.
+        elbo_error: Its standard error.
+        log_z: Logarithm of the normalising constant, with its standard error.
+        ess: Effective share of the draws, 0 to 1, once they are weighted.
+        k_hat: Shape of the tail of the weights; see :func:`sciflow.inference.psis.pareto_smoothed`.
+        pool: Draws of the fit that were weighted, unconstrained, ``[n, d]``.
+        log_weights: Their smoothed log weights, of sum 1, ``[n]``.
+        notes: What is to be known of this fit, in sentences.
+        history: Of the fit: steps, ELBO and its error, effective share.
+        observed: What was observed, by name, for :meth:`to_arviz`.
+    """
+
+    density: Density
+    parameters: Parameters
+    by_name: bool
+    elbo: float
+    elbo_error: float
+    log_z: Evidence
+    ess: float
+    k_hat: float
+    pool: Tensor
+    log_weights: Tensor
+    notes: list[str] = field(default_factory=list)
+    history: dict[str, Any] = field(default_factory=dict)
+    observed: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        digits = min(4, max(1, 1 - math.floor(math.log10(max(self.log_z.standard_error, 1e-4)))))
+        return (
+            f"Posterior(log Z {self.log_z.value:.{digits}f} +- {self.log_z.standard_error:.{digits}f}, "
+            f"k-hat {self.k_hat:.2f} ({verdict_on(self.k_hat)}), ESS {self.ess:.0%})"
+        )
+
+    @property
+    def verdict(self) -> str:
+        """What the fit is good for, in words."""
+        k_hat = f"k-hat {self.k_hat:.2f}"
+        if self.k_hat <= USABLE:
+            plain = "The fit is close to the posterior" if self.ess > 0.5 else "The fit is near the posterior"
+            said = (
+                f"{plain} ({k_hat}, {self.ess:.0%} of draws in effect): use resample() for means and tails, sample() "
+                "for speed."
+            )
+        else:
+            said = (
+                f"The fit misses parts of the posterior ({k_hat} > {USABLE}): weights lie on a few draws. "
+                "Trust neither sample() nor resample() in the tails; try family='mixture', a larger flow, more "
+                "particles, or another parametrisation."
+            )
+        return " ".join([said, *self.notes])
+
+    def sample(self, n: int, seed: int | None = None) -> Any:
+        """Draw from the fitted density.
+
+        Args:
+            n: Number of draws.
+            seed: Of the draws; None draws from torch's own generator.
+
+        Returns:
+            ``[n, *event_shape]``; of named parameters, ``[n, *shape]`` by name.
+        """
+        return self._values(self.density.sample(n, seed=seed))
+
+    def resample(self, n: int, seed: int = 0) -> Any:
+        """Draw from the pool by its smoothed importance weights: closer to the posterior than :meth:`sample`.
+
+        Draws may come several times, as many as their weight has them come.
+
+        Args:
+            n: Number of draws; more than ``ess`` times the pool bring nothing new.
+            seed: Of the draws.
+
+        Returns:
+            As :meth:`sample`.
+        """
+        arguments = Arguments("Posterior.resample")
+        n = arguments.whole("n", n, 1, 1 << 40)
+        generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
+        ends = self.log_weights.double().cpu().exp().cumsum(0)
+        at = (torch.arange(n, dtype=torch.float64) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+        places = torch.searchsorted(ends / ends[-1], at).clamp_max(len(ends) - 1)
+        return self._values(self.pool[places[torch.randperm(n, generator=generator)]])
+
+    def log_prob(self, values: Any) -> Tensor:
+        """Normalised log density of the fit, in the units of the parameters.
+
+        Args:
+            values: ``[*batch, *event_shape]``; of named parameters, ``[*batch, *shape]`` by name.
+
+        Returns:
+            ``[*batch]``, nats, with a gradient where ``values`` has one.
+
+        Raises:
+            ConfigError: A value does not fit its constraint.
+            ShapeError: A value has another shape.
+        """
+        named = values if self.by_name else {EVENT: values}
+        free = self.parameters.pack(named, dtype=self.density.dtype)
+        _, log_det = self.parameters.unpack(free)
+        return self.density.log_prob(free) - log_det
+
+    def summary(self) -> pd.DataFrame:
+        """Mean, standard deviation and quantiles of every parameter, by importance weights, with their error.
+
+        Returns:
+            One row a number; ``mcse_mean`` is the Monte-Carlo standard error of the mean.
+        """
+        import pandas as pd
+
+        rows = self.parameters.flatten(self.parameters.unpack(self.pool)[0]).double().cpu()
+        weights = torch.softmax(self.log_weights.double().cpu(), 0)
+        mean = weights @ rows
+        centred = rows - mean
+        std = (weights @ centred.square()).sqrt()
+        error = (weights.square() @ centred.square()).sqrt()
+        ordered, order = rows.sort(0)
+        mass = weights[order].cumsum(0)
+        columns = {"mean": mean, "sd": std, "mcse_mean": error}
+        for level in (0.05, 0.5, 0.95):
+            place = (mass < level).sum(0).clamp_max(len(rows) - 1)
+            columns[f"q{100 * level:g}"] = ordered.gather(0, place[None])[0]
+        return pd.DataFrame({name: value.numpy() for name, value in columns.items()}, index=self._labels())
+
+    def plot(self, max_features: int = 5, seed: int = 0) -> Figure:
+        """Draw the posterior, every pair of parameters: points are importance-resampled draws, contours the fit.
+
+        Args:
+            max_features: How many numbers are drawn at most.
+            seed: Of the draws.
+        """
+        from sciflow.report.pairs import corner
+
+        count = min(4000, len(self.pool))
+        ours = self.parameters.flatten(self._named(self.sample(count, seed))).numpy()
+        resampled = self.parameters.flatten(self._named(self.resample(count, seed))).numpy()
+        figure = corner(
+            resampled,
+            ours,
+            names=self._labels(),
+            max_features=max_features,
+            seed=seed,
+            called=("draws, importance-resampled", "the fit"),
+        )
+        figure.suptitle(repr(self).removeprefix("Posterior(").removesuffix(")"), fontsize=9)
+        return figure
+
+    def to_arviz(self, num_draws: int = 4000, seed: int = 0) -> xr.DataTree:
+        """Return a DataTree as ArviZ reads it: groups ``posterior``, ``sample_stats``, ``observed_data``.
+
+        ``posterior`` holds importance-resampled draws as one chain; ``unweighted`` the fit's own, with
+        ``sample_stats/log_weight`` theirs.
+
+        Args:
+            num_draws: Draws of each.
+            seed: Of the draws.
+        """
+        import numpy as np
+        import xarray as xr
+
+        count = min(num_draws, len(self.pool))
+
+        def group(values: Mapping[str, Tensor]) -> xr.Dataset:
+            return xr.Dataset(
+                {
+                    name: (("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 1))), value.numpy()[None])
+                    for name, value in values.items()
+                },
+                coords={"chain": [0], "draw": np.arange(count)},
+                attrs={"inference_library": "sciflow"},
+            )
+
+        own = self._named(self._values(self.pool[:count]))
+        stats = xr.Dataset(
+            {"log_weight": (("chain", "draw"), self.log_weights[:count].double().cpu().numpy()[None])},
+            coords={"chain": [0], "draw": np.arange(count)},
+            attrs={
+                "k_hat": self.k_hat,
+                "ess_share": self.ess,
+                "elbo": self.elbo,
+                "elbo_error": self.elbo_error,
+                "log_z": self.log_z.value,
+                "log_z_error": self.log_z.standard_error,
+                "log_z_method": self.log_z.method,
+            },
+        )
+        groups = {
+            "posterior": group(self._named(self.resample(count, seed))),
+            "unweighted": group(own),
+            "sample_stats": stats,
+        }
+        if self.observed:
+            groups["observed_data"] = xr.Dataset(
+                {
+                    name: (tuple(f"{name}_dim_{i}" for i in range(np.ndim(value))), np.asarray(value))
+                    for name, value in self.observed.items()
+                }
+            )
+        return xr.DataTree.from_dict(groups)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the posterior into the folder ``path``: safetensors and JSON; :meth:`load` reads it.
+
+        Args:
+            path: The folder, which is made if need be.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ModelFileError: It cannot be written.
+        """
+        folder = Path(path)
+        self.density.save(folder / "model")
+        description = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "parameters": self.parameters.to_json(),
+            "by_name": self.by_name,
+            "elbo": [self.elbo, self.elbo_error],
+            "log_z": [self.log_z.value, self.log_z.standard_error, self.log_z.method],
+            "ess": self.ess,
+            "k_hat": self.k_hat if math.isfinite(self.k_hat) else str(self.k_hat),
+            "notes": self.notes,
+            "history": self.history,
+        }
+        tensors = {"pool": self.pool.cpu().contiguous(), "log_weights": self.log_weights.cpu().contiguous()}
+        try:
+            with written_whole(folder / _DRAWS) as file:
+                file.write_bytes(safetensors.torch.save(tensors))
+            with written_whole(folder / _DESCRIPTION) as file:
+                file.write_text(json.dumps(description, indent=2))
+        except OSError as error:
+            raise ModelFileError(f"{folder}: cannot be written: {first_line(error)}") from None
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Posterior:
+        """Read back what :meth:`save` wrote.
+
+        Args:
+            path: The folder.
+            device: Where to put the density.
+
+        Raises:
+            ModelFileError: A file is missing, damaged, or of another kind.
+        """
+        from sciflow.families import load
+
+        folder = Path(path)
+        try:
+            found = json.loads((folder / _DESCRIPTION).read_text())
+            if not isinstance(found, dict) or found.get("format") != _FORMAT:
+                raise ModelFileError(f"{folder / _DESCRIPTION}: not a description of a posterior")
+            if found["version"] != _VERSION:
+                raise ModelFileError(
+                    f"{folder / _DESCRIPTION}: version {found['version']!r}; this sciflow reads {_VERSION}"
+                )
+            tensors = safetensors.torch.load_file(folder / _DRAWS)
+            elbo, elbo_error = found["elbo"]
+            return cls(
+                load(folder / "model", device),
+                Parameters.from_json(found["parameters"]),
+                found["by_name"],
+                elbo,
+                elbo_error,
+                Evidence(*found["log_z"]),
+                found["ess"],
+                float(found["k_hat"]),
+                tensors["pool"],
+                tensors["log_weights"],
+                found["notes"],
+                found["history"],
+            )
+        except ModelFileError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, SciflowError, safetensors.SafetensorError) as error:
+            raise ModelFileError(
+                f"{folder}: cannot be read as a posterior: {type(error).__name__}: {first_line(error)}"
+            ) from None
+
+    def _values(self, free: Tensor) -> Any:
+        values = self.parameters.unpack(free)[0]
+        return values if self.by_name else values[EVENT]
+
+    def _named(self, values: Any) -> dict[str, Tensor]:
+        given = values if self.by_name else {EVENT: values}
+        return {name: value.detach().cpu() for name, value in given.items()}
+
+    def _labels(self) -> list[str]:
+        return self.parameters.labels

@@ -1,0 +1,93 @@
+"""What may be fitted to a density, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sciflow.arguments import named
+from sciflow.density import Density
+from sciflow.families import build
+from sciflow.flows import Flow, VariationalFlow
+from sciflow.flows.base import FullGaussianMixture
+
+__all__ = ["DIFFUSION", "FAMILIES", "family_for", "num_modes"]
+
+DIFFUSION = "diffusion"
+# From the name that users say to a workflow's name of a density, and sizes that do for posteriors.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "flow": {"name": "variationalflow"},
+    "gaussian": {"name": "variationalflow", "num_transforms": 0, "marginals": False},
+    "mixture": {"name": "variationalflow"},
+    "realnvp": {"name": "realnvp", "num_transforms": 8, "hidden_features": (64, 64)},
+    "nsf": {"name": "nsf", "num_transforms": 6, "hidden_features": (64, 64), "tail_bound": 4.0},
+    "iaf": {"name": "iaf", "num_transforms": 6, "hidden_features": (64, 64)},
+    "continuous": {"name": "continuousflow"},
+    DIFFUSION: {},
+}
+
+_MOST_MODES = 64
+_ROWS_A_NUMBER = 2  # of a mixture's, at the least
+_GAIN = 0.02  # nats of held-out log p that more components have to bring
+
+
+def family_for(given: Any, particles: Tensor, generator: torch.Generator) -> Density:
+    """Build a family for what particles show, set up on them where it can be.
+
+    Args:
+        given: A name of :data:`FAMILIES`, or ``{name: options}`` with arguments of its constructor.
+        particles: ``[n, d]``, of the density, unconstrained.
+        generator: Of the set-up.
+
+    Raises:
+        ConfigError: There is no such family, or it has no such argument.
+    """
+    name, options = named("family", given, [*FAMILIES])
+    size = particles.shape[1]
+    seed = int(torch.randint(1 << 31, (), generator=generator))
+    model = {**FAMILIES[name], "seed": seed, **options}
+    if model["name"] == "variationalflow":
+        if name != "gaussian" and "num_components" not in options:
+            plain = build({**model, "num_components": 1, "num_transforms": 0}, (size,))
+            model["num_components"] = num_modes(plain, particles, generator, least=2 if name == "mixture" else 1)
+        flow = build(model, (size,)).to(particles.device, particles.dtype)
+        assert isinstance(flow, VariationalFlow)
+        return flow.set_up(particles, generator)
+    density = build(model, (size,)).to(particles.device, particles.dtype)
+    density.fit_preprocessing(particles)
+    if isinstance(density, Flow) and isinstance(density.base, FullGaussianMixture):
+        density.base.fit(density.encode(particles).detach(), generator)
+    return density
+
+
+def num_modes(flow: Density, particles: Tensor, generator: torch.Generator, least: int = 1) -> int:
+    """How many Gaussians the particles are best described by, once marginals and correlations are taken off.
+
+    Numbers are doubled as long as held-out particles become likelier.
+
+    Args:
+        flow: A variational flow without couplings.
+        particles: ``[n, d]``.
+        generator: Of hold-out and fits.
+        least: Fewest.
+    """
+    assert isinstance(flow, VariationalFlow)
+    order = torch.randperm(len(particles), generator=generator).to(particles.device)
+    rows = particles[order]
+    held_out, size = len(rows) // 5, rows.shape[1]
+    flow = flow.to(rows.device, rows.dtype).set_up(rows[held_out:], generator)
+    with torch.no_grad():
+        z = flow.encode(rows)
+    best, best_score, count = least, -torch.inf, least
+    while count <= _MOST_MODES and (count == least or count * size * (size + 3) / 2 * _ROWS_A_NUMBER <= len(rows)):
+        mixture = FullGaussianMixture((size,), count).to(z).fit(z[held_out:], generator)
+        with torch.no_grad():
+            score = float(mixture.log_prob(z[:held_out]).mean())
+        if score > best_score + _GAIN:
+            best, best_score = count, score
+        elif score < best_score - 1:
+            break
+        count *= 2
+    return best

@@ -1,0 +1,66 @@
+"""Whether a density can be normalised: how it falls off far away."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sciflow.errors import DataError
+from sciflow.inference.variational.gaussians import covariance
+from sciflow.inference.variational.log_density import LogDensity
+
+__all__ = ["require_proper"]
+
+_DECADES = 6
+_RANDOM = 32
+
+
+def require_proper(density: LogDensity, particles: Tensor, generator: torch.Generator) -> None:
+    r"""Refuse a density whose integral grows without bound, as far as rays can tell.
+
+    Along a ray :math:`x_0 + r v` a density of finite integral falls faster than :math:`1 / r`: so must
+    :math:`\log \tilde p(x_0 + r v) + \log r` fall in the end. Rays go along the axes, along the directions in which the
+    particles are spread, and along directions at random; up to a million standard deviations.
+
+    Args:
+        density: What is to be normalised, unconstrained.
+        particles: ``[n, d]``, of it.
+        generator: Of the random directions.
+
+    Raises:
+        DataError: It does not fall along a ray: names the parameters.
+    """
+    d = particles.shape[1]
+    centre = particles.median(0).values
+    spread = covariance(particles)
+    scales = spread.diagonal().sqrt().clamp_min(torch.finfo(spread.dtype).tiny)
+    _, axes = torch.linalg.eigh(spread / scales / scales[:, None])
+    random = torch.randn(_RANDOM, d, generator=generator, dtype=particles.dtype).to(particles.device)
+    unit = torch.eye(d, dtype=particles.dtype, device=particles.device)
+    directions = torch.cat([unit, axes.T[-min(d, 8) :], random / random.norm(dim=1, keepdim=True)])
+    directions = torch.cat([directions, -directions])
+    radii = 10.0 ** torch.arange(_DECADES + 1, dtype=particles.dtype, device=particles.device)
+    points = centre + radii[:, None, None] * directions * scales
+    heights = density(points.reshape(-1, d)).reshape(len(radii), len(directions))
+    mass = heights + radii.log()[:, None]
+    # Over the last decades, where only the tail is left; what has fallen to nothing has fallen.
+    flat = torch.isfinite(mass[-1]) & (mass[-1] >= mass[-2]) & (mass[-2] >= mass[-3])
+    if not flat.any():
+        return
+    direction = directions[flat][0]
+    largest = direction.abs() >= 0.5 * direction.abs().max()
+    names = [label for label, is_large in zip(_labels(density), largest.tolist(), strict=True) if is_large]
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    raise DataError(
+        f"log_density is improper: far out along {shown} it does not fall off, so that its integral, and the ELBO, "
+        "grow without bound. Give these parameters a prior, or bounds by parameters={...: interval(low, high)}"
+    )
+
+
+def _labels(density: LogDensity) -> list[str]:
+    """A label for each unconstrained number."""
+    labels = []
+    for name, constraint in density.parameters.items():
+        count = constraint.num_free
+        labels += [name] if count == 1 and not constraint.shape else [f"{name}[{i}]" for i in range(count)]
+    return labels

@@ -70,7 +70,7 @@ class VariationalFlow(Flow):
         event_shape: Sequence[int],
         context_shape: None = None,
         *,
-        num_transforms: int = 6,
+        num_transforms: int = 4,
         hidden_features: Sequence[int] = (64, 64),
         num_bins: int = 8,
         marginals: bool = True,

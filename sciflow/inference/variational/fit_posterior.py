@@ -61,9 +61,9 @@ def fit_posterior(
 
     Unattended it goes in four steps. Many ascents find where the density is
     (:func:`~sciflow.inference.variational.pathfinder.pathfinder`). Particles are annealed to it from a Gaussian over
-    all that was found, so that they are in every mode (:func:`~sciflow.inference.variational.annealing.anneal`). A flow is
-    set up on the particles and lowers the divergence by path gradients, until the evidence bound has stopped rising.
-    Draws of the flow, weighted, give log Z and the verdict.
+    all that was found, so that they are in every mode (:func:`~sciflow.inference.variational.annealing.anneal`). A
+    flow is set up on the particles and lowers the divergence by path gradients, until the evidence bound has stopped
+    rising. Draws of the flow, weighted, give log Z and the verdict.
 
     Args:
         log_density: Unnormalised log p in torch, nats: of one event, or of a batch of them ``[n, *event_shape]``; which

@@ -1,0 +1,231 @@
+"""Variational inference against densities whose log Z, moments and modes are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sciflow as sf
+from sciflow.errors import ConfigError, DataError, ModelFileError
+from sciflow.inference import Posterior, fit_posterior, ordered, positive, real, simplex
+
+QUICK: dict[str, Any] = {"num_particles": 512, "max_steps": 200, "progress": False, "seed": 0}
+MATRIX = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.2, 2.0]], dtype=torch.float64)
+MEAN = torch.tensor([10.0, -300.0, 0.01], dtype=torch.float64)
+
+
+def gaussian(x: Tensor) -> Tensor:
+    """A Gaussian far from the origin, of correlated features, times e^7."""
+    noise = torch.linalg.solve_triangular(MATRIX.to(x), (x - MEAN.to(x)).mT, upper=False)
+    return 7 - 0.5 * noise.square().sum(-2) - MATRIX.diagonal().log().sum() - 1.5 * math.log(2 * math.pi)
+
+
+def two_modes(x: Tensor) -> Tensor:
+    """Three quarters about (-8, 0), a quarter about (8, 0), standard deviation 0.5."""
+    apart = torch.stack([x - x.new_tensor([-8.0, 0.0]), x - x.new_tensor([8.0, 0.0])])
+    heights = -0.5 * (apart / 0.5).square().sum(-1) - math.log(2 * math.pi * 0.25)
+    return torch.logsumexp(heights + x.new_tensor([[0.75], [0.25]]).log(), 0)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Posterior:
+    return fit_posterior(gaussian, event_shape=(3,), **QUICK)
+
+
+@pytest.fixture(scope="module")
+def named() -> Posterior:
+    """Gamma(3, 2), a Dirichlet(2, 3, 4) and two ordered normals, whose log Z is known."""
+
+    def log_density(tau: Tensor, p: Tensor, cut: Tensor) -> Tensor:
+        gamma = 2 * torch.log(tau) - 2 * tau
+        dirichlet = torch.log(p) @ p.new_tensor([1.0, 2.0, 3.0])
+        return gamma + dirichlet - 0.5 * cut.square().sum(-1)
+
+    return fit_posterior(log_density, parameters={"tau": positive, "p": simplex(3), "cut": ordered(2)}, **QUICK)
+
+
+class TestGaussian:
+    def test_log_z_is_right(self, fitted: Posterior) -> None:
+        assert abs(float(fitted.log_z) - 7) < 0.01 + 3 * fitted.log_z.standard_error
+
+    def test_log_prob_is_that_of_the_density(self, fitted: Posterior) -> None:
+        x = fitted.sample(1000, seed=1)
+        assert (fitted.log_prob(x) - (gaussian(x) - 7)).abs().mean() < 0.05
+
+    def test_moments_are_right(self, fitted: Posterior) -> None:
+        x = fitted.resample(20_000)
+        std = (MATRIX @ MATRIX.T).diagonal().sqrt()
+        assert ((x.mean(0) - MEAN) / std).abs().max() < 0.05
+        assert (x.std(0) / std - 1).abs().max() < 0.05
+
+    def test_the_verdict_is_good(self, fitted: Posterior) -> None:
+        assert fitted.k_hat < 0.5
+        assert fitted.ess > 0.9
+        assert "(good)" in repr(fitted)
+        assert "close to the posterior" in fitted.verdict
+
+    def test_the_elbo_is_below_log_z(self, fitted: Posterior) -> None:
+        assert fitted.elbo <= float(fitted.log_z) + 3 * fitted.elbo_error + 3 * fitted.log_z.standard_error
+
+    def test_the_same_seed_gives_the_same_fit(self) -> None:
+        first, second = (fit_posterior(gaussian, event_shape=(3,), **QUICK | {"max_steps": 20}) for _ in range(2))
+        assert torch.equal(first.sample(5, seed=0), second.sample(5, seed=0))
+
+    def test_the_callers_random_numbers_are_left_alone(self) -> None:
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        fit_posterior(gaussian, event_shape=(3,), family="gaussian", **QUICK | {"max_steps": 0})
+        assert torch.equal(torch.rand(3), expected)
+
+
+class TestModes:
+    def test_are_all_found_with_their_weights(self) -> None:
+        posterior = fit_posterior(two_modes, event_shape=2, **QUICK)
+        share = (posterior.resample(20_000)[:, 0] > 0).double().mean()
+        assert abs(share - 0.25) < 0.03
+        assert abs(float(posterior.log_z)) < 0.02 + 3 * posterior.log_z.standard_error
+
+
+class TestNamedParameters:
+    def test_log_z_counts_the_jacobians(self, named: Posterior) -> None:
+        """Normalising constants of Gamma and Dirichlet, and half of that of two normals."""
+        gamma = math.lgamma(3) - 3 * math.log(2)
+        dirichlet = math.lgamma(2) + math.lgamma(3) + math.lgamma(4) - math.lgamma(9)
+        expected = gamma + dirichlet + math.log(2 * math.pi) - math.log(2)
+        assert abs(float(named.log_z) - expected) < 0.02 + 3 * named.log_z.standard_error
+
+    def test_draws_fit_their_constraints(self, named: Posterior) -> None:
+        for draws in (named.sample(500, seed=0), named.resample(500)):
+            assert (draws["tau"] > 0).all()
+            assert torch.allclose(draws["p"].sum(-1), torch.ones(500, dtype=torch.float64))
+            assert (draws["cut"].diff(dim=-1) > 0).all()
+
+    def test_moments_are_right(self, named: Posterior) -> None:
+        draws = named.resample(20_000)
+        assert abs(draws["tau"].mean() - 1.5) < 0.05
+        assert (draws["p"].mean(0) - torch.tensor([2, 3, 4]) / 9).abs().max() < 0.02
+
+    def test_log_prob_is_in_their_own_units(self, named: Posterior) -> None:
+        """The mean of prior over q under draws of q is 1: for tau alone, by importance."""
+        draws = named.sample(4000, seed=2)
+        gamma = 2 * torch.log(draws["tau"]) - 2 * draws["tau"]
+        dirichlet = torch.log(draws["p"]) @ torch.tensor([1.0, 2.0, 3.0]).double()
+        log_p = gamma + dirichlet - 0.5 * draws["cut"].square().sum(-1) - float(named.log_z)
+        assert abs((log_p - named.log_prob(draws)).exp().mean() - 1) < 0.05
+
+    def test_the_summary_has_a_row_a_number(self, named: Posterior) -> None:
+        table = named.summary()
+        assert list(table.index) == ["tau", "p[0]", "p[1]", "p[2]", "cut[0]", "cut[1]"]
+        assert abs(table.loc["tau", "mean"] - 1.5) < 0.05
+        assert (table["q5"] < table["q50"]).all()
+
+    def test_arviz_reads_it(self, named: Posterior) -> None:
+        named.observed = {"y": np.arange(4.0)}
+        tree = named.to_arviz(num_draws=100)
+        assert dict(tree["posterior"].sizes) == {"chain": 1, "draw": 100, "p_dim_0": 3, "cut_dim_0": 2}
+        assert tree["sample_stats"].attrs["k_hat"] == named.k_hat
+        assert tree["observed_data"]["y"].shape == (4,)
+
+    def test_it_is_drawn(self, named: Posterior) -> None:
+        figure = named.plot()
+        assert "tau" in figure.get_label()
+
+
+class TestSaved:
+    def test_a_posterior_comes_back(self, named: Posterior, tmp_path: Path) -> None:
+        back = Posterior.load(named.save(tmp_path / "posterior"))
+        assert repr(back) == repr(named)
+        assert torch.equal(back.resample(10)["p"], named.resample(10)["p"])
+        draws = named.sample(10, seed=3)
+        assert torch.allclose(back.log_prob(draws), named.log_prob(draws))
+
+    def test_a_damaged_one_is_refused(self, named: Posterior, tmp_path: Path) -> None:
+        folder = named.save(tmp_path / "posterior")
+        (folder / "posterior.json").write_text("{}")
+        with pytest.raises(ModelFileError, match="not a description of a posterior"):
+            Posterior.load(folder)
+        with pytest.raises(ModelFileError, match="cannot be read as a posterior"):
+            Posterior.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("family", ["gaussian", "flow", "mixture", "realnvp", "nsf", "iaf", "continuous"])
+def test_every_family_fits_a_gaussian(family: str) -> None:
+    posterior = fit_posterior(
+        lambda x: -0.5 * ((x - 2) / 3).square().sum(-1), event_shape=2, family=family, **QUICK | {"num_draws": 2000}
+    )
+    assert abs(float(posterior.log_z) - math.log(2 * math.pi * 9)) < 0.05 + 3 * posterior.log_z.standard_error
+
+
+@pytest.mark.parametrize(
+    "objective", ["reverse_kl", "iw_elbo", "alpha", "forward_kl", {"forward_kl": {"by": "importance"}}], ids=str
+)
+def test_every_objective_goes_down(objective: Any) -> None:
+    """On a banana, from a Gaussian: each brings more draws into effect."""
+
+    def banana(x: Tensor) -> Tensor:
+        return -0.5 * (x[..., 0] ** 2 + (2 * (x[..., 1] - x[..., 0] ** 2)) ** 2)
+
+    straight = fit_posterior(banana, event_shape=2, family="gaussian", **QUICK | {"max_steps": 0})
+    bent = fit_posterior(banana, event_shape=2, objective=objective, **QUICK)
+    assert bent.ess > 1.2 * straight.ess
+    assert abs(float(bent.log_z) - math.log(math.pi)) < 0.03 + 3 * bent.log_z.standard_error
+
+
+class TestBadInput:
+    def test_nan_in_places_is_counted_and_the_fit_goes_on(self) -> None:
+        def holed(x: Tensor) -> Tensor:
+            return torch.where(x[..., 0] > 1.5, math.nan, -0.5 * x.square().sum(-1))
+
+        posterior = fit_posterior(holed, event_shape=2, **QUICK)
+        assert "NaN or +inf" in posterior.verdict
+        truth = math.log(2 * math.pi * 0.5 * (1 + math.erf(1.5 / math.sqrt(2))))
+        assert abs(float(posterior.log_z) - truth) < 0.03 + 3 * posterior.log_z.standard_error
+
+    @pytest.mark.parametrize(
+        "improper", [lambda x: 0 * x.sum(-1), lambda x: -0.5 * x[..., 0] ** 2 + 0 * x[..., 1]], ids=["flat", "in one"]
+    )
+    def test_an_improper_density_is_refused(self, improper: Any) -> None:
+        with pytest.raises(DataError, match=r"improper.*grow without bound"):
+            fit_posterior(improper, event_shape=2, **QUICK)
+
+    def test_an_improper_parameter_is_named(self) -> None:
+        with pytest.raises(DataError, match="along tau"):
+            fit_posterior(lambda mu, tau: -0.5 * mu**2 + 0 * tau, parameters={"mu": real, "tau": positive}, **QUICK)
+
+    def test_a_heavy_tail_is_not_taken_for_improper(self) -> None:
+        posterior = fit_posterior(lambda x: -torch.log1p(x.square()).sum(-1), event_shape=1, **QUICK)
+        assert abs(float(posterior.log_z) - math.log(math.pi)) < 0.1
+
+    def test_a_density_that_is_finite_nowhere(self) -> None:
+        with pytest.raises(DataError, match="finite at none of"):
+            fit_posterior(lambda x: x.sum(-1) * math.nan, event_shape=2, **QUICK)
+
+    def test_a_start_that_does_not_fit(self) -> None:
+        with pytest.raises(ConfigError, match=r"tau = -1\.0 does not fit positive"):
+            fit_posterior(lambda tau: -tau, parameters={"tau": positive}, start={"tau": -1.0}, **QUICK)
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"family": "nfs"}, "did you mean nsf"),
+            ({"objective": "reverse"}, "objective"),
+            ({"max_steps": -1}, "max_steps"),
+            ({"seed": -1}, "seed"),
+            ({"family": {"flow": {"num_bin": 3}}}, "did you mean num_bins"),
+        ],
+        ids=str,
+    )
+    def test_an_argument_out_of_range(self, wrong: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            fit_posterior(gaussian, event_shape=3, **QUICK | wrong)
+
+
+def test_it_is_reached_as_the_readme_says() -> None:
+    assert sf.inference.fit_posterior is fit_posterior

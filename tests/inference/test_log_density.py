@@ -22,7 +22,7 @@ FORMS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "of rows": (normal, "rows"),
     "of one event": (lambda x: -0.5 * (x**2).sum(), "one"),
     "of one event, by its elements": (lambda x: -0.5 * (x[0] ** 2 + x[1] ** 2 + x[2] ** 2), "one"),
-    "of one event, with a branch": (lambda x: normal(x) if float(x[2]) > 0 else -0.5 * (x @ x), "loop"),
+    "of one event, with a branch": (lambda x: normal(x) if x[2].item() > 0 else -0.5 * (x @ x), "loop"),
 }
 
 

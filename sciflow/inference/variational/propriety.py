@@ -13,6 +13,7 @@ __all__ = ["require_proper"]
 
 _DECADES = 6
 _RANDOM = 32
+_NOTHING = 700.0  # nats below the middle: a density may stop falling where it is 0 to any number that there is
 
 
 def require_proper(density: LogDensity, particles: Tensor, generator: torch.Generator) -> None:
@@ -44,7 +45,7 @@ def require_proper(density: LogDensity, particles: Tensor, generator: torch.Gene
     heights = density(points.reshape(-1, d)).reshape(len(radii), len(directions))
     mass = heights + radii.log()[:, None]
     # Over the last decades, where only the tail is left; what has fallen to nothing has fallen.
-    flat = torch.isfinite(mass[-1]) & (mass[-1] >= mass[-2]) & (mass[-2] >= mass[-3])
+    flat = (mass[-1] > density(centre[None]) - _NOTHING) & (mass[-1] >= mass[-2]) & (mass[-2] >= mass[-3])
     if not flat.any():
         return
     direction = directions[flat][0]

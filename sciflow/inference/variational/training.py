@@ -12,6 +12,7 @@ from torch import Tensor
 from sciflow.density import Density
 from sciflow.flows import Flow
 from sciflow.inference.evidence import effective_share
+from sciflow.inference.psis import GOOD, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed
 from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.log_density import LogDensity
@@ -28,7 +29,7 @@ _BLOCK = 100
 _RATE, _WARMUP, _CLIP = 1e-3, 50, 5.0
 _DECAY = 0.99  # of the average of weights
 _SLOWER, _MOST_SLOWINGS, _PATIENCE = 0.3, 2, 2
-_ENOUGH = 0.9  # of the draws in effect: weights make up for the rest
+_ENOUGH = 0.9  # of the draws in effect, with weights of no heavy tail: they make up for the rest
 _KEPT_EVERY = 4  # steps: particles cost as much as the divergence
 
 
@@ -41,6 +42,7 @@ class Progress:
         elbo: Evidence bound.
         elbo_error: Its standard error.
         ess: Effective share of the draws.
+        k_hat: Shape of the tail of their weights.
         ended: Why it ended, in words.
     """
 
@@ -48,14 +50,16 @@ class Progress:
     elbo: list[float] = field(default_factory=list)
     elbo_error: list[float] = field(default_factory=list)
     ess: list[float] = field(default_factory=list)
+    k_hat: list[float] = field(default_factory=list)
     ended: str = ""
 
-    def add(self, step: int, elbo: float, error: float, ess: float) -> None:
+    def add(self, step: int, elbo: float, error: float, ess: float, k_hat: float) -> None:
         """Note a check."""
         self.steps.append(step)
         self.elbo.append(elbo)
         self.elbo_error.append(error)
         self.ess.append(ess)
+        self.k_hat.append(k_hat)
 
 
 def train_on_particles(
@@ -117,12 +121,14 @@ def train_variational(
 
     def check() -> float:
         with average.applied():
-            elbo, error, ess = _judged(flow, target, generator)
-        progress.add(step, elbo, error, ess)
-        return elbo
+            progress.add(step, *_judged(flow, target, generator))
+        return progress.elbo[-1]
+
+    def enough() -> bool:
+        return progress.ess[-1] >= _ENOUGH and progress.k_hat[-1] <= GOOD
 
     best = check()
-    if progress.ess[-1] >= _ENOUGH:
+    if enough():
         progress.ended = f"it was right from the start: {progress.ess[-1]:.0%} of draws in effect"
         return progress
     flow.train()
@@ -147,7 +153,7 @@ def train_variational(
             best = elbo
             with average.applied():
                 weights = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
-        if progress.ess[-1] >= _ENOUGH:
+        if enough():
             progress.ended = f"{progress.ess[-1]:.0%} of draws in effect"
             break
         if stale >= _PATIENCE:
@@ -173,14 +179,15 @@ def _step(density: Density, optimizer: torch.optim.Optimizer, loss: Tensor) -> N
 
 
 @torch.no_grad()
-def _judged(flow: Flow, target: LogDensity, generator: torch.Generator) -> tuple[float, float, float]:
-    """Evidence bound, its standard error, and the effective share of draws."""
+def _judged(flow: Flow, target: LogDensity, generator: torch.Generator) -> tuple[float, float, float, float]:
+    """Evidence bound, its standard error, the effective share of draws, and k-hat."""
     flow.eval()
     drawn = draw(flow, _CHECK, generator)
     log_w = target(drawn.x) - drawn.log_q
     usable = torch.isfinite(log_w)
     flow.train()
     if not usable.any():
-        return -math.inf, math.inf, 0.0
+        return -math.inf, math.inf, 0.0, math.inf
     inside = log_w[usable]
-    return float(inside.mean()), float(inside.std() / math.sqrt(len(inside))), effective_share(log_w)
+    error = float(inside.std() / math.sqrt(len(inside)))
+    return float(inside.mean()), error, effective_share(log_w), pareto_smoothed(log_w)[1]

@@ -6,9 +6,13 @@ import importlib
 from typing import Any
 
 # Loaded when first used, as in ``sciflow`` itself; a new name joins by one line.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "ConditionalPosterior": "sciflow.inference.conditional.result",
+    "fit_conditional": "sciflow.inference.conditional.fit",
+    "load_conditional": "sciflow.inference.conditional.saving",
+}
 
-__all__: list[str] = []
+__all__: list[str] = ["ConditionalPosterior", "fit_conditional", "load_conditional"]
 
 
 def __getattr__(name: str) -> Any:

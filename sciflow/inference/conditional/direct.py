@@ -13,9 +13,10 @@ from torch import Tensor
 from sciflow.density import Density
 from sciflow.diffusion import Diffusion
 from sciflow.errors import DataError
-from sciflow.inference.conditional.embedded import Embedded
 from sciflow.inference.conditional.prior import Prior
 from sciflow.inference.conditional.randomness import child_seed
+from sciflow.inference.conditional.regressed import Regressed
+from sciflow.inference.conditional.wrapped import innermost
 
 __all__ = ["Direct", "Leakage", "exact_log_prob"]
 
@@ -46,7 +47,7 @@ def exact_log_prob(density: Density, theta: Tensor, x: Tensor) -> Tensor:
         x: ``[*batch, *context_shape]``.
     """
     with torch.no_grad():
-        inner = density.density if isinstance(density, Embedded) else density
+        inner = innermost(density)
         if isinstance(inner, Diffusion):
             return density.likelihood(theta, x, method="ode").log_prob
         return density.log_prob(theta, x)
@@ -173,6 +174,6 @@ def _opened(densities: Sequence[Density], prior: Prior) -> bool:
 
 
 def _preprocess_of(density: Density) -> list[object]:
-    inner = density.density if isinstance(density, Embedded) else density
-    steps = inner.arguments.get("preprocess")
+    outer = density if isinstance(density, Regressed) else innermost(density)
+    steps = outer.arguments.get("preprocess")
     return list(steps) if isinstance(steps, list) else [steps]

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from sciflow.arguments import plain, seeded
 from sciflow.bijections import Identity, Standardize
-from sciflow.density import Density, Likelihood, checked_shape
+from sciflow.density import Density, checked_shape
 from sciflow.errors import ModelFileError, ShapeError
 from sciflow.families import FAMILIES, build
 from sciflow.inference.conditional.embeddings import embedding_network
+from sciflow.inference.conditional.regressed import Regressed
+from sciflow.inference.conditional.wrapped import Wrapped
 from sciflow.model_file import load
 
 __all__ = ["Embedded", "load_member"]
 
 
-class Embedded(Density):
+class Embedded(Wrapped):
     r"""Condition a density on what a network reads off its context.
 
     .. math:: p(x \mid c) = q\big(x \mid F(c)\big)
@@ -67,14 +69,12 @@ class Embedded(Density):
             },
         )
         self.x_shape = shape
-        self.density = inner
         self.embedding = network
-        self.objective, self.unit = inner.objective, inner.unit  # type: ignore[misc]
-        self.relative_steps = inner.relative_steps
+        self._wrap(inner)
 
-    def embedded(self, context: Any) -> Tensor:
+    def _given(self, context: Any) -> Tensor:
         """What the network reads off contexts ``[*batch, *x_shape]``, packed or not: ``[*batch, k]``."""
-        c = torch.as_tensor(context, dtype=self.dtype, device=self.device)
+        c = self._numbers(context)
         if c.shape[c.ndim - len(self.x_shape) :] != self.x_shape or c.ndim < len(self.x_shape):
             if c.ndim == 0 or c.shape[-1] != self.x_shape.numel():
                 raise ShapeError(f"context [*batch, {self.x_shape.numel()}] expected; got {list(c.shape)}")
@@ -87,32 +87,11 @@ class Embedded(Density):
 
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
         """Fit the bijections of the event, and the scale of the context."""
-        rows = torch.as_tensor(x, dtype=self.dtype, device=self.device)
-        c = torch.as_tensor(context, dtype=self.dtype, device=self.device)
+        rows, c = self._numbers(x), self._numbers(context)
         assert self.preprocess_context is not None
         self.preprocess_context.fit(c.reshape(-1, 1))  # type: ignore[operator]
         # Features change with every step: they stay as the network gives them.
         self.density.fit_preprocessing(rows, rows.new_zeros(len(rows), *(self.density.context_shape or ())))
-
-    def loss(self, x: Any, context: Any = None) -> Tensor:
-        return self.density.loss(x, self.embedded(context))
-
-    def log_prob(self, x: Any, context: Any = None) -> Tensor:
-        return self.density.log_prob(x, self.embedded(context))
-
-    def likelihood(self, x: Any, context: Any = None, method: str | None = None, **options: Any) -> Likelihood:
-        return self.density.likelihood(x, self.embedded(context), method, **options)
-
-    def sample(self, n: Any, context: Any = None, seed: int | torch.Generator | None = None, **options: Any) -> Tensor:
-        with torch.no_grad():
-            features = self.embedded(context)
-        return self.density.sample(n, features, seed, **options)
-
-    def encode(self, x: Any, context: Any = None, **options: Any) -> Tensor:
-        return self.density.encode(x, self.embedded(context), **options)
-
-    def decode(self, z: Any, context: Any = None, **options: Any) -> Tensor:
-        return self.density.decode(z, self.embedded(context), **options)
 
     def save(self, path: str | Path) -> Path:
         if isinstance(self.arguments["embedding"], nn.Module):
@@ -122,23 +101,7 @@ class Embedded(Density):
             )
         return super().save(path)
 
-    # All of the above goes past these.
-    def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _likelihood(self, y: Tensor, context: Tensor | None, method: str | None, **options: Any) -> Likelihood:
-        raise NotImplementedError
-
-    def _sample(self, n: int, context: Tensor | None, generator: torch.Generator | None, **options: Any) -> Tensor:
-        raise NotImplementedError
-
-    def _encode(self, y: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
 
 def load_member(path: str | Path, device: str | torch.device = "cpu") -> Density:
-    """Read a density back, embedded or not; see :func:`sciflow.load`."""
-    return load(path, {**FAMILIES, Embedded.family: Embedded}, device)
+    """Read a density back, wrapped or not; see :func:`sciflow.load`."""
+    return load(path, {**FAMILIES, Embedded.family: Embedded, Regressed.family: Regressed}, device)

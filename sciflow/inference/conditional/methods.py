@@ -15,7 +15,9 @@ from sciflow.diffusion import Diffusion
 from sciflow.errors import ConfigError, nearest
 from sciflow.families import build
 from sciflow.inference.conditional.embedded import Embedded
+from sciflow.inference.conditional.regressed import Regressed
 from sciflow.inference.conditional.support import Support
+from sciflow.inference.conditional.wrapped import innermost
 
 __all__ = ["METHODS", "Method", "member", "method_of"]
 
@@ -105,7 +107,11 @@ def member(
             raise ConfigError(
                 "embedding: method nle is conditioned on parameters, and embeds no observations: leave it out"
             )
+        if given is None and len(x_shape) == 1:
+            return Regressed(tuple(x_shape), (d,), density=model)
         return build(model, tuple(x_shape), (d,))
+    if given is None and embedding is None and len(x_shape) == 1:
+        return Regressed((d,), tuple(x_shape), density=model, preprocess=support.preprocess)
     model.setdefault("preprocess", support.preprocess)
     if embedding is None and len(x_shape) > 1:
         embedding = "convolution" if len(x_shape) <= 4 else "mlp"
@@ -124,7 +130,7 @@ def member(
 
 def unit_of(density: Density) -> str:
     """What validation of a density is in."""
-    inner = density.density if isinstance(density, Embedded) else density
+    inner = innermost(density)
     return "bound in nats" if isinstance(inner, Diffusion) else density.unit
 
 

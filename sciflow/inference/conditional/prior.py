@@ -39,7 +39,7 @@ class Prior:
         >>> prior.sample(3, seed=0).shape, prior.support.high
         (torch.Size([3, 2]), (1.0, 5.0))
         >>> prior.log_prob(torch.tensor([[0.5, 2.0], [0.5, 7.0]]))
-        tensor([-1.6094,    -inf])
+        tensor([-1.6094,    -inf], dtype=torch.float64)
     """
 
     def __init__(self, given: Any) -> None:

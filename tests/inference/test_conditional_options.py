@@ -9,6 +9,7 @@ import pytest
 import torch
 from conjugate import PRIOR, simulate
 from torch import nn
+from torch.distributions import Independent, Uniform
 
 import sciflow as sf
 from sciflow.contexts import Field, Tokens
@@ -67,12 +68,21 @@ class TestSimulationsThatAreThere:
             ((ROWS[0], ROWS[1] * torch.nan), DataError, "100 of 100 simulations failed"),
             ((ROWS[0][:, :, None], ROWS[1]), ShapeError, r"theta \[n, d\]"),
             ((ROWS[0][:, :1], ROWS[1]), DataError, "prior: of 2 parameters, and the simulations have 1"),
+            ((ROWS[0] * 0 - 1, ROWS[1]), DataError, "outside the prior's support, first row 0"),
             ("nowhere.zarr", StoreError, "no such store"),
         ],
     )
     def test_what_cannot_be_used_is_refused(self, given, error, words):
+        prior = Independent(Uniform(torch.zeros(2), torch.ones(2)), 1) if "outside" in words else PRIOR
         with pytest.raises(error, match=words):
-            fit_conditional(given, prior=PRIOR, **QUICK)
+            fit_conditional(given, prior=prior, **QUICK)
+
+    def test_parameters_on_a_bound_are_taken(self):
+        prior = Independent(Uniform(torch.zeros(2), torch.ones(2)), 1)
+        theta = torch.rand(100, 2)
+        theta[:2] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        found = fit_conditional((theta, theta + torch.randn(100, 2)), prior=prior, **{**QUICK, "density": None})
+        assert torch.isfinite(found.sample(4, theta[:2], seed=0)).all()
 
 
 class TestDensities:

@@ -72,8 +72,8 @@ def fit_conditional(
     - ``"nle"``: a flow of the observation given the parameters, which the prior makes a posterior of; Papamakarios et
       al., arXiv:1805.07226. Draws take longer: a population is tempered from prior to posterior.
 
-    Several densities (``members``) are fitted, each with another share held out and other initial weights, and count
-    the same: where simulations are few, their mixture is nearer to the posterior than any of them.
+    Several densities (``members``) are fitted, with other initial weights and, in memory, another share held out, and
+    count the same: where simulations are few, their mixture is nearer to the posterior than any of them.
 
     Args:
         simulations: Those that are there: a pair ``(theta, x)``, a mapping with both, or the folder of a store that was
@@ -165,7 +165,8 @@ def _of_given(task: Task, simulations: Any, prior: Prior | None) -> ConditionalP
     if isinstance(simulations, Store):
         simulations = simulations.path
     if not isinstance(simulations, str | Path):
-        return task.fit(given_arrays(simulations, task.dtype), prior, None)
+        found = given_arrays(simulations, task.dtype)
+        return task.fit(found if prior is None else _off_bounds(found, prior), prior, None)
     part = open_simulations(simulations)
     if part is not None:
         found = Simulations([part], tuple(part.x.shape[1:]))
@@ -186,6 +187,25 @@ def _of_given(task: Task, simulations: Any, prior: Prior | None) -> ConditionalP
     rows = store.train
     read = Part(rows, rows.context, {}, len(rows))
     return task.fit(Simulations([read], store.context_shape), prior, store)
+
+
+def _off_bounds(simulations: Simulations, prior: Prior) -> Simulations:
+    """Simulations none of whose parameters is on a bound, where bijections have no value.
+
+    Raises:
+        DataError: Some are outside, or of another number than the prior's.
+    """
+    (part,) = simulations.parts
+    theta = torch.from_numpy(part.theta)
+    if theta.shape[1] != prior.num_parameters:
+        raise DataError(f"prior: of {prior.num_parameters} parameters, and the simulations have {theta.shape[1]}")
+    outside = torch.nonzero(~prior.support.contains(theta))
+    if len(outside):
+        raise DataError(
+            f"simulations: {len(outside):,} rows of theta are outside the prior's support, first row "
+            f"{int(outside[0])}: give the prior that they were drawn from"
+        )
+    return replace(simulations, parts=[replace(part, theta=prior.support.within(theta).numpy())])
 
 
 def _streamed(task: Task, simulations: Simulations, place: str) -> Store | None:

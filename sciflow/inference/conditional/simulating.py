@@ -7,6 +7,7 @@ import json
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,7 +146,7 @@ class Simulating:
                 raise RunError(f"{self.place}: block {missing[0]} is not whole: the same call makes it again")
             self._output.finish()
 
-    @property
+    @cached_property
     def token(self) -> str:
         """Hash of all that the bytes depend on, as far as functions can be told from each other."""
         witness = None if self.witness is None else self.witness.tobytes().hex()

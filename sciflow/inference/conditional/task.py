@@ -131,13 +131,10 @@ class Task:
             density = copy.deepcopy(density)
         density = density.double() if self.dtype == "float64" else density
         settings = {**self.settings, "seed": seed, "progress": self.progress}
-        with warnings.catch_warnings():
-            # Parameters are as the prior has them, and observations as the simulator: neither is to be mended.
-            warnings.filterwarnings("ignore", message=".*(constant|discrete|duplicate).*")
-            if store is not None:
-                return fit(density, store, **settings)
-            theta, x = simulations.arrays()
-            rows = torch.from_numpy(theta), torch.from_numpy(x.reshape(len(x), -1))
-            if self.method.event == "x":
-                return fit(density, torch.from_numpy(x), context=rows[0], **settings)
-            return fit(density, rows[0], context=rows[1], **settings)
+        if store is not None:
+            return fit(density, store, **settings)
+        theta, x = simulations.arrays()
+        rows = torch.from_numpy(theta), torch.from_numpy(x.reshape(len(x), -1))
+        if self.method.event == "x":
+            return fit(density, torch.from_numpy(x), context=rows[0], **settings)
+        return fit(density, rows[0], context=rows[1], **settings)

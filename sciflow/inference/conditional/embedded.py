@@ -32,9 +32,10 @@ class Embedded(Wrapped):
 
     Args:
         event_shape: Shape of one event.
-        context_shape: Shape of the context, ``[*shape]``; it is packed as a vector.
+        context_shape: Shape of one context; packed it is a vector.
         density: Family and arguments of :math:`q`, as :func:`sciflow.families.build` takes them.
         embedding: The network, see :func:`sciflow.inference.conditional.embeddings.embedding_network`.
+        x_shape: Shape of one context, where ``context_shape`` is that of the vector, as a file has it.
 
     Example:
         >>> model = Embedded((2,), (3, 16), density={"name": "maf", "num_transforms": 1}, embedding="convolution")

@@ -45,7 +45,7 @@ class Simulator:
     A batch that raises an error, or takes too long, is tried once more with the same random numbers, since machines
     have bad days; then it is halved, until the rows that fail are alone. Values that are not finite come of the
     numbers themselves, so those are not tried again: another draw in their place would bend the posterior, while
-    leaving them out does not.
+    leaving them out does not. For the same reason a function of one row gets the same random numbers at each try.
 
     Attributes:
         function: ``function(theta)``, ``theta`` being ``[n, d]``, returns ``[n, *x_shape]``; or it takes one row
@@ -82,9 +82,7 @@ class Simulator:
         reason = ""
         for _ in range(_TRIES):
             try:
-                values = guarded(
-                    partial(called, self.function, self.batched, part, child_seed(seed, start, stop)), self.timeout
-                )
+                values = guarded(partial(called, self.function, self.batched, part, seed, start), self.timeout)
                 break
             except CallError as error:
                 reason = str(error)
@@ -108,24 +106,29 @@ class Simulator:
                 reasons[place] = NOT_FINITE
 
 
-def called(function: Callable[..., Any], batched: bool, rows: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Ask a simulator for observations, one array for each of ``rows`` ``[n, d]``.
+def called(
+    function: Callable[..., Any], batched: bool, rows: np.ndarray, seed: int, first: int = 0
+) -> list[np.ndarray]:
+    """Ask a simulator for observations, one array for each of ``rows`` ``[n, d]``, of which ``first`` is the first.
+
+    A function of one row draws the same for it in whatever company; one of many rows has a seed for all of them.
 
     Raises:
         ValueError: A function of many rows answers with another number of them.
     """
+    if not batched:
+        return [_of_row(function, row, child_seed(seed, first + place)) for place, row in enumerate(rows)]
+    own = child_seed(seed, first, len(rows))
+    with seeding(own), torch.no_grad():
+        found = as_array(function(torch.from_numpy(rows.copy()), **seed_arguments(function, own)))
+    if found.ndim == 0 or len(found) != len(rows):
+        raise ValueError(f"{len(rows)} rows of parameters, and an answer of shape {list(found.shape)}")
+    return [np.atleast_1d(value) for value in found]
+
+
+def _of_row(function: Callable[..., Any], row: np.ndarray, seed: int) -> np.ndarray:
     with seeding(seed), torch.no_grad():
-        if batched:
-            found = as_array(function(torch.from_numpy(rows.copy()), **seed_arguments(function, seed)))
-            if found.ndim == 0 or len(found) != len(rows):
-                raise ValueError(f"{len(rows)} rows of parameters, and an answer of shape {list(found.shape)}")
-            return [np.atleast_1d(value) for value in found]
-        return [
-            np.atleast_1d(
-                as_array(function(torch.from_numpy(row.copy()), **seed_arguments(function, child_seed(seed, place))))
-            )
-            for place, row in enumerate(rows)
-        ]
+        return np.atleast_1d(as_array(function(torch.from_numpy(row.copy()), **seed_arguments(function, seed))))
 
 
 def as_array(values: Any) -> np.ndarray:

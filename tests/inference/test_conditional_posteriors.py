@@ -18,7 +18,7 @@ QUICK = {"progress": False, "members": 1}
 SMALL = {"name": "maf", "num_transforms": 2, "hidden_features": (32, 32)}
 X = torch.tensor([1.5, -1.0, 2.0])
 WAYS = {
-    "npe": {"density": SMALL, "max_steps": 500, "learning_rate": 5e-3},
+    "npe": {"density": SMALL, "max_steps": 350, "learning_rate": 5e-3},
     "fmpe": {
         "density": {"name": "continuousflow", "network": {"mlp": {"hidden_features": (48, 48)}}},
         "max_steps": 900,
@@ -26,10 +26,10 @@ WAYS = {
     },
     "npse": {
         "density": {"name": "diffusion", "context_dropout": 0.0, "network": {"mlp": {"hidden_features": (48, 48)}}},
-        "max_steps": 1200,
+        "max_steps": 700,
         "learning_rate": 5e-3,
     },
-    "nle": {"density": SMALL, "max_steps": 500, "learning_rate": 5e-3},
+    "nle": {"density": SMALL, "max_steps": 350, "learning_rate": 5e-3},
 }
 
 
@@ -39,10 +39,10 @@ def fitted(request) -> ConditionalPosterior:
     return fit_conditional(
         prior=PRIOR,
         simulator=simulate,
-        num_simulations=4000,
+        num_simulations=3000,
         method=request.param,
         batch_size=256,
-        validate_every=250,
+        validate_every=1000,
         seed=0,
         **{**QUICK, **WAYS[request.param]},
     )
@@ -93,7 +93,7 @@ class TestEveryMethod:
 
     def test_says_what_it_is(self, fitted):
         assert fitted.method in repr(fitted)
-        assert "4,000 simulations" in repr(fitted)
+        assert "3,000 simulations" in repr(fitted)
         assert "0 failed" in repr(fitted)
 
 

@@ -14,7 +14,7 @@ import sciflow as sf
 from sciflow.errors import ConfigError, DataError, ShapeError
 from sciflow.inference import ConditionalPosterior, fit_conditional
 
-QUICK = {"progress": False, "members": 1}
+QUICK = {"progress": False, "members": 1, "compile": "never"}
 SMALL = {"name": "maf", "num_transforms": 2, "hidden_features": (32, 32)}
 X = torch.tensor([1.5, -1.0, 2.0])
 WAYS = {

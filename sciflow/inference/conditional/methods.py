@@ -30,7 +30,7 @@ class Method:
         name: As users call it.
         event: What the density is of; the other is what it is conditioned on.
         model: Family and arguments of the density, where the user names none.
-        settings: Of training, where the user does not say.
+        settings: Of training on few simulations, where the user does not say.
         members: How many densities are fitted.
     """
 
@@ -40,9 +40,19 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     members: int = 1
 
+    def settings_for(self, num_simulations: int) -> Mapping[str, Any]:
+        """Of training on so many: where they are many, the rules of :func:`sciflow.fit` know better.
+
+        Example:
+            >>> sorted(METHODS["npe"].settings_for(1000)), sorted(METHODS["npe"].settings_for(10**6))
+            (['batch_size', 'learning_rate', 'max_steps', 'weight_decay'], [])
+        """
+        return self.settings if num_simulations <= _FEW else {}
+
 
 # Simulations are few, and a posterior has to be learned for each: small batches, large steps, and what keeps networks
 # plain. Measured at 10,000 simulations of five simulators, see tests/benchmarks/inference_c2st.py.
+_FEW = 30_000
 _SPLINES = {"name": "nsf", "autoregressive": True, "num_transforms": 5, "dropout": 0.1}
 _SPARING = {"batch_size": 64, "max_steps": 6000, "learning_rate": 4e-3, "weight_decay": 0.3}
 

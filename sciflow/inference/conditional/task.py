@@ -84,8 +84,6 @@ class Task:
             if not 1 <= number <= _MOST_MEMBERS:
                 raise ConfigError(f"members {members!r:.80}: 1 to {_MOST_MEMBERS} densities are fitted")
         seed = checked_seed(seed)
-        # Of the method's own density; another family has its own.
-        settings = {**(chosen.settings if density is None else {}), **settings}
         validate(Training, {**settings, "seed": 0}, _SETTINGS)
         return cls(chosen, density, embedding, number, dtype, seed, progress, settings)
 
@@ -130,7 +128,9 @@ class Task:
         if self.members > 1 and isinstance(self.density, Density):
             density = copy.deepcopy(density)
         density = density.double() if self.dtype == "float64" else density
-        settings = {**self.settings, "seed": seed, "progress": self.progress}
+        # Of the method's own density; another family has its own.
+        own = self.method.settings_for(len(simulations)) if self.density is None else {}
+        settings = {**own, **self.settings, "seed": seed, "progress": self.progress}
         if store is not None:
             return fit(density, store, **settings)
         theta, x = simulations.arrays()

@@ -8,6 +8,7 @@ from typing import Any
 # Loaded when first used, as in ``sciflow`` itself; a new name joins by one line.
 _HOMES: dict[str, str] = {
     "C2ST": "sciflow.inference.diagnostics.c2st",
+    "ConditionalPosterior": "sciflow.inference.conditional.result",
     "Constraint": "sciflow.inference.constraint",
     "Coverage": "sciflow.inference.diagnostics.coverage",
     "Evidence": "sciflow.inference.evidence",
@@ -21,8 +22,10 @@ _HOMES: dict[str, str] = {
     "as_constraint": "sciflow.inference.constraints",
     "c2st": "sciflow.inference.diagnostics.c2st",
     "expected_coverage": "sciflow.inference.diagnostics.coverage",
+    "fit_conditional": "sciflow.inference.conditional.fit",
     "fit_posterior": "sciflow.inference.variational.fit_posterior",
     "interval": "sciflow.inference.constraints",
+    "load_conditional": "sciflow.inference.conditional.saving",
     "local_c2st": "sciflow.inference.diagnostics.local_c2st",
     "ordered": "sciflow.inference.constraints",
     "positive": "sciflow.inference.constraints",

@@ -279,18 +279,30 @@ def each_on_ray(
     address: str | None,
     use_gpu: bool,
     progress: bool,
+    num_workers: int | None = None,
 ) -> None:
     """Do something with every item, one Ray task each; a bounded number of them is under way.
+
+    Args:
+        work: What is done with an item.
+        items: All of them.
+        what: What is done, in messages.
+        address: Of a running cluster; None starts one on this machine for the time being.
+        use_gpu: One GPU a task.
+        progress: Show a progress bar on a terminal.
+        num_workers: Tasks at a time; None for as many as the cluster has cores.
 
     Raises:
         ConfigError: There is no such cluster, or it has no GPU.
         SciflowError: What went wrong in a task, as it was raised there.
         RunError: Something else did, again and again.
     """
-    with connected(address, num_cpus=os.cpu_count() or 1):
+    with connected(address, num_cpus=num_workers or os.cpu_count() or 1):
         import ray
 
         have = _num_slots(use_gpu)
+        # One more for each that runs, so that none waits for this process.
+        most = num_workers or 2 * max(1, have)
 
         @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
         def task(item: Any) -> None:
@@ -300,7 +312,7 @@ def each_on_ray(
             return [task.remote(item) for _, item in zip(range(number), queue, strict=False)]
 
         queue = iter(items)
-        running = start(2 * max(1, have))
+        running = start(most)
         done = 0
         with progress_bar(what, len(items), progress) as update:
             while running:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
-from sciflow.flows import Flow
+from sciflow.flows import Flow, VariationalFlow
 from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.psis import USABLE, pareto_smoothed
@@ -23,7 +23,7 @@ from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
 from sciflow.inference.variational.pathfinder import pathfinder
 from sciflow.inference.variational.propriety import require_proper
-from sciflow.inference.variational.training import Progress, train_on_particles, train_variational
+from sciflow.inference.variational.training import Progress, judged, train_on_particles, train_variational
 from sciflow.kernels import repeated
 from sciflow.progress import progress_bar
 
@@ -124,9 +124,11 @@ def fit_posterior(
         particles = anneal(target, paths.pooled().widened(_WIDENED), generator, num_particles)
         require_proper(target, particles.x, generator)
         density = family_for(family, particles.x, generator)
-        train_on_particles(density, particles.batches(256, generator), _PARTICLE_STEPS, update)
-        history = Progress(ended="fitted to particles alone")
-        if isinstance(density, Flow) and (chosen.alpha is not None or chosen.by == "importance"):
+        history = _as_set_up(density, target, generator)
+        if not history.ended:
+            train_on_particles(density, particles.batches(256, generator), _PARTICLE_STEPS, update)
+            history = Progress(ended="fitted to particles alone")
+        if isinstance(density, Flow) and not history.steps and (chosen.alpha is not None or chosen.by == "importance"):
             history = train_variational(
                 density,
                 target,
@@ -159,6 +161,16 @@ def fit_posterior(
         },
         dict(observed or {}),
     )
+
+
+def _as_set_up(density: Density, target: LogDensity, generator: torch.Generator) -> Progress:
+    """What a flow is like before it is trained; where that is enough, it says so."""
+    progress = Progress()
+    if isinstance(density, VariationalFlow):
+        progress.add(0, *judged(density, target, generator))
+        if progress.is_enough:
+            progress.ended = f"{progress.ess[-1]:.0%} of draws in effect as it was set up"
+    return progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sciflow.density import Density
 from sciflow.flows import Flow
-from sciflow.inference.evidence import effective_share
+from sciflow.inference.evidence import effective_share, importance
 from sciflow.inference.psis import GOOD, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed
 from sciflow.inference.variational.draws import draw
@@ -19,7 +19,7 @@ from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import Objective
 from sciflow.training.average import WeightAverage
 
-__all__ = ["Progress", "train_on_particles", "train_variational"]
+__all__ = ["Progress", "judged", "train_on_particles", "train_variational"]
 
 Update = Callable[[int, str], None]
 
@@ -30,6 +30,7 @@ _RATE, _WARMUP, _CLIP = 1e-3, 50, 5.0
 _DECAY = 0.99  # of the average of weights
 _SLOWER, _MOST_SLOWINGS, _PATIENCE = 0.3, 2, 2
 _ENOUGH = 0.9  # of the draws in effect, with weights of no heavy tail: they make up for the rest
+_SMALL = 0.1  # nats, of the bound below log Z
 _KEPT_EVERY = 4  # steps: particles cost as much as the divergence
 
 
@@ -43,6 +44,7 @@ class Progress:
         elbo_error: Its standard error.
         ess: Effective share of the draws.
         k_hat: Shape of the tail of their weights.
+        gap: By how much the bound is below log Z, as weights estimate it.
         ended: Why it ended, in words.
     """
 
@@ -51,15 +53,22 @@ class Progress:
     elbo_error: list[float] = field(default_factory=list)
     ess: list[float] = field(default_factory=list)
     k_hat: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
     ended: str = ""
 
-    def add(self, step: int, elbo: float, error: float, ess: float, k_hat: float) -> None:
+    @property
+    def is_enough(self) -> bool:
+        """Whether weights make up for what is left: of both too narrow tails, and too wide ones."""
+        return self.ess[-1] >= _ENOUGH and self.k_hat[-1] <= GOOD and self.gap[-1] <= _SMALL
+
+    def add(self, step: int, elbo: float, error: float, ess: float, k_hat: float, gap: float) -> None:
         """Note a check."""
         self.steps.append(step)
         self.elbo.append(elbo)
         self.elbo_error.append(error)
         self.ess.append(ess)
         self.k_hat.append(k_hat)
+        self.gap.append(gap)
 
 
 def train_on_particles(
@@ -121,15 +130,12 @@ def train_variational(
 
     def check() -> float:
         with average.applied():
-            progress.add(step, *_judged(flow, target, generator))
+            progress.add(step, *judged(flow, target, generator))
         return progress.elbo[-1]
 
-    def enough() -> bool:
-        return progress.ess[-1] >= _ENOUGH and progress.k_hat[-1] <= GOOD
-
     best = check()
-    if enough():
-        progress.ended = f"it was right from the start: {progress.ess[-1]:.0%} of draws in effect"
+    if progress.is_enough:
+        progress.ended = f"{progress.ess[-1]:.0%} of draws in effect from the start"
         return progress
     flow.train()
     while step < max_steps:
@@ -153,7 +159,7 @@ def train_variational(
             best = elbo
             with average.applied():
                 weights = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
-        if enough():
+        if progress.is_enough:
             progress.ended = f"{progress.ess[-1]:.0%} of draws in effect"
             break
         if stale >= _PATIENCE:
@@ -179,15 +185,16 @@ def _step(density: Density, optimizer: torch.optim.Optimizer, loss: Tensor) -> N
 
 
 @torch.no_grad()
-def _judged(flow: Flow, target: LogDensity, generator: torch.Generator) -> tuple[float, float, float, float]:
-    """Evidence bound, its standard error, the effective share of draws, and k-hat."""
+def judged(flow: Flow, target: LogDensity, generator: torch.Generator) -> tuple[float, float, float, float, float]:
+    """Evidence bound, its standard error, the effective share of draws, k-hat, and how far the bound is below log Z."""
+    was_training = flow.training
     flow.eval()
     drawn = draw(flow, _CHECK, generator)
     log_w = target(drawn.x) - drawn.log_q
     usable = torch.isfinite(log_w)
-    flow.train()
+    flow.train(was_training)
     if not usable.any():
-        return -math.inf, math.inf, 0.0, math.inf
+        return -math.inf, math.inf, 0.0, math.inf, math.inf
     inside = log_w[usable]
-    error = float(inside.std() / math.sqrt(len(inside)))
-    return float(inside.mean()), error, effective_share(log_w), pareto_smoothed(log_w)[1]
+    elbo, error = float(inside.mean()), float(inside.std() / math.sqrt(len(inside)))
+    return elbo, error, effective_share(log_w), pareto_smoothed(log_w)[1], importance(log_w).value - elbo

@@ -76,8 +76,8 @@ def log_z(given: argparse.Namespace) -> None:
 def against_draws(given: argparse.Namespace) -> None:
     """Largest errors of means and standard deviations, in those of the reference, before and after weighting."""
     print(
-        f"{'posterior':44}{'d':>3}{'k-hat':>7}{'ESS':>6}{'mean':>7}{'sd %':>6}{'mean*':>7}{'sd* %':>6}{'steps':>6}{'s':>5}"
-        "   (* importance-resampled)"
+        f"{'posterior':44}{'d':>3}{'k-hat':>7}{'ESS':>6}{'mean':>7}{'sd %':>6}{'mean*':>7}{'sd* %':>6}"
+        f"{'steps':>6}{'s':>5}   (* importance-resampled)"
     )
     for name, posterior in posteriors(given.data).items():
         if given.only and name not in given.only:

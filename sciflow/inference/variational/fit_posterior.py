@@ -29,7 +29,7 @@ from sciflow.progress import progress_bar
 
 __all__ = ["fit_posterior"]
 
-_PARTICLE_STEPS = 600
+_MOST_PARTICLE_STEPS = 600
 _KEEP = 0.2  # weight of log q at particles, beside a divergence that may let modes go
 _WIDE = 0.1  # share of heavy-tailed draws among those that are weighted
 _WIDENED = 2.0  # standard deviations of the Gaussian that particles start from, over those that were found
@@ -77,7 +77,7 @@ def fit_posterior(
             :class:`~sciflow.inference.variational.objectives.Objective`.
         start: Where to look first, too: values by name, or an event; one, or a batch.
         num_particles: That are annealed.
-        max_steps: Of the divergence, at the most.
+        max_steps: Of the divergence, at the most; and, up to 600, on particles before.
         num_draws: That are weighted in the end, at the least; more where log Z is not known to 0.005 nats.
         seed: Of everything.
         dtype: Of the rows; None for float64, or float32 where the function does not take float64.
@@ -113,11 +113,12 @@ def fit_posterior(
     generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
     target = LogDensity(log_density, event_shape, parameters, dtype, device)
     first = None if start is None else _start(target, start)
+    on_particles = min(_MOST_PARTICLE_STEPS, max_steps)
     # Networks draw their first weights from torch's own generator, which is the caller's.
     with (
-        repeated(_PARTICLE_STEPS + max_steps),
+        repeated(on_particles + max_steps),
         torch.random.fork_rng([]),
-        progress_bar("fitting", _PARTICLE_STEPS + max_steps, progress) as update,
+        progress_bar("fitting", on_particles + max_steps, progress) as update,
     ):
         torch.manual_seed(seed % (1 << 63))
         paths = pathfinder(target, generator, start=first)
@@ -126,7 +127,7 @@ def fit_posterior(
         density = family_for(family, particles.x, generator)
         history = _as_set_up(density, target, generator)
         if not history.ended:
-            train_on_particles(density, particles.batches(256, generator), _PARTICLE_STEPS, update)
+            train_on_particles(density, particles.batches(256, generator), on_particles, update)
             history = Progress(ended="fitted to particles alone")
         if isinstance(density, Flow) and not history.steps and (chosen.alpha is not None or chosen.by == "importance"):
             history = train_variational(
@@ -137,7 +138,7 @@ def fit_posterior(
                 generator,
                 max_steps,
                 _KEEP,
-                lambda step, note: update(_PARTICLE_STEPS + step, note),
+                lambda step, note: update(on_particles + step, note),
             )
         found = _weighed(density, target, particles, generator, num_draws)
     return Posterior(
@@ -168,7 +169,7 @@ def _as_set_up(density: Density, target: LogDensity, generator: torch.Generator)
     progress = Progress()
     if isinstance(density, VariationalFlow):
         progress.add(0, *judged(density, target, generator))
-        if progress.is_enough:
+        if progress.is_enough():
             progress.ended = f"{progress.ess[-1]:.0%} of draws in effect as it was set up"
     return progress
 

@@ -56,7 +56,6 @@ class Progress:
     gap: list[float] = field(default_factory=list)
     ended: str = ""
 
-    @property
     def is_enough(self) -> bool:
         """Whether weights make up for what is left: of both too narrow tails, and too wide ones."""
         return self.ess[-1] >= _ENOUGH and self.k_hat[-1] <= GOOD and self.gap[-1] <= _SMALL
@@ -82,6 +81,8 @@ def train_on_particles(
         num_steps: Steps of Adam, at a rate that falls along a cosine.
         update: Told of every step.
     """
+    if not num_steps:
+        return
     optimizer = torch.optim.Adam(density.parameters(), _RATE)
     shape = lambda step: min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / num_steps))  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
@@ -134,7 +135,7 @@ def train_variational(
         return progress.elbo[-1]
 
     best = check()
-    if progress.is_enough:
+    if progress.is_enough():
         progress.ended = f"{progress.ess[-1]:.0%} of draws in effect from the start"
         return progress
     flow.train()
@@ -159,7 +160,7 @@ def train_variational(
             best = elbo
             with average.applied():
                 weights = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
-        if progress.is_enough:
+        if progress.is_enough():
             progress.ended = f"{progress.ess[-1]:.0%} of draws in effect"
             break
         if stale >= _PATIENCE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
-from sciflow.errors import ModelFileError, SciflowError, first_line
+from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 from sciflow.files import written_whole
 from sciflow.inference.evidence import Evidence
 from sciflow.inference.parameters import Parameters
@@ -164,25 +164,33 @@ class Posterior:
         for level in (0.05, 0.5, 0.95):
             place = (mass < level).sum(0).clamp_max(len(rows) - 1)
             columns[f"q{100 * level:g}"] = ordered.gather(0, place[None])[0]
-        return pd.DataFrame({name: value.numpy() for name, value in columns.items()}, index=self._labels())
+        return pd.DataFrame({name: value.numpy() for name, value in columns.items()}, index=self.parameters.labels)
 
-    def plot(self, max_features: int = 5, seed: int = 0) -> Figure:
+    def plot(self, names: Sequence[str] | None = None, max_features: int = 5, seed: int = 0) -> Figure:
         """Draw the posterior, every pair of parameters: points are importance-resampled draws, contours the fit.
 
         Args:
-            max_features: How many numbers are drawn at most.
+            names: Parameters to draw, such as ``["mu", "theta"]``, or numbers of them, such as ``"theta[3]"``; None for
+                all, or evenly spaced ones.
+            max_features: How many numbers are drawn at most, where none are named.
             seed: Of the draws.
+
+        Raises:
+            ConfigError: There is no such parameter.
         """
         from sciflow.report.pairs import corner
 
+        labels = self.parameters.labels
+        chosen = list(range(len(labels))) if names is None else _places(names, labels)
+
         count = min(4000, len(self.pool))
-        ours = self.parameters.flatten(self._named(self.sample(count, seed))).numpy()
-        resampled = self.parameters.flatten(self._named(self.resample(count, seed))).numpy()
+        ours = self.parameters.flatten(self._named(self.sample(count, seed)))[:, chosen].numpy()
+        resampled = self.parameters.flatten(self._named(self.resample(count, seed)))[:, chosen].numpy()
         figure = corner(
             resampled,
             ours,
-            names=self._labels(),
-            max_features=max_features,
+            names=[labels[place] for place in chosen],
+            max_features=max_features if names is None else len(chosen),
             seed=seed,
             called=("draws, importance-resampled", "the fit"),
         )
@@ -331,5 +339,13 @@ class Posterior:
         given = values if self.by_name else {EVENT: values}
         return {name: value.detach().cpu() for name, value in given.items()}
 
-    def _labels(self) -> list[str]:
-        return self.parameters.labels
+
+def _places(names: Sequence[str], labels: list[str]) -> list[int]:
+    """Where the numbers of these parameters are among all."""
+    places: list[int] = []
+    for name in [names] if isinstance(names, str) else names:
+        found = [i for i, label in enumerate(labels) if name in (label, label.partition("[")[0])]
+        if not found:
+            raise ConfigError(f"plot: no parameter {name!r:.80}; {nearest(str(name), labels)}")
+        places += found
+    return places

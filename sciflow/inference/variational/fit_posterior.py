@@ -36,6 +36,7 @@ _WIDENED = 2.0  # standard deviations of the Gaussian that particles start from,
 _PART = 1 << 14
 _FINE_ENOUGH = 0.005  # nats, of log Z
 _MOST_DRAWS = 1 << 17
+_FEW = 1e-4  # of all evaluations: far starts alone may be as many
 
 
 def fit_posterior(
@@ -239,12 +240,12 @@ def _start(target: LogDensity, start: Any) -> Tensor:
 def _notes(target: LogDensity, history: Progress, found: _Weighed) -> list[str]:
     notes = []
     counts = target.counts
-    if counts.not_finite:
+    if counts.not_finite > _FEW * counts.asked:
         notes.append(
             f"log_density was NaN or +inf at {counts.not_finite:,} of {counts.asked:,} rows, taken for outside its "
             "support."
         )
-    if counts.no_gradient:
+    if counts.no_gradient > _FEW * counts.asked:
         notes.append(f"Its gradient was not finite at {counts.no_gradient:,} rows, taken for zero there.")
     if found.outside > 0.01:
         notes.append(

@@ -8,8 +8,10 @@ from typing import Any
 # Loaded when first used, as in ``sciflow`` itself; a new name joins by one line.
 _HOMES: dict[str, str] = {
     "Constraint": "sciflow.inference.constraint",
+    "DiffusionSampler": "sciflow.inference.variational.diffusion_sampler",
     "Parameters": "sciflow.inference.parameters",
     "as_constraint": "sciflow.inference.constraints",
+    "fit_diffusion_sampler": "sciflow.inference.variational.sampler_training",
     "interval": "sciflow.inference.constraints",
     "ordered": "sciflow.inference.constraints",
     "positive": "sciflow.inference.constraints",
@@ -19,8 +21,10 @@ _HOMES: dict[str, str] = {
 
 __all__: list[str] = [
     "Constraint",
+    "DiffusionSampler",
     "Parameters",
     "as_constraint",
+    "fit_diffusion_sampler",
     "interval",
     "ordered",
     "positive",

@@ -44,7 +44,7 @@ def estimate(log_weights: Tensor) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def trained() -> DiffusionSampler:
-    return fit_diffusion_sampler(gaussian()[0], wide(), seeded(), num_steps=8, max_updates=150, hidden=32)
+    return fit_diffusion_sampler(gaussian()[0], wide(), seeded(), num_steps=8, max_updates=220, hidden=32)
 
 
 class TestWeights:
@@ -121,6 +121,25 @@ class TestTraining:
         )
         assert sampler.ended.startswith("the bound rose no more")
         assert sampler.num_updates == notes[-1] < 5000
+
+    def test_density_without_second_derivatives(self) -> None:
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x.square()
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx, gradient):
+                return 2 * ctx.saved_tensors[0] * gradient
+
+        density = LogDensity(lambda x: -0.5 * Square.apply(x - 1).sum(-1), event_shape=2)
+        first, last = (
+            fit_diffusion_sampler(density, wide(), seeded(), num_steps=4, max_updates=updates, hidden=16)
+            for updates in (0, 100)
+        )
+        assert first.elbo + 3 * first.elbo_error < last.elbo < LOG_TAU + 3 * last.elbo_error
 
     def test_same_seed_same_sampler(self) -> None:
         before = torch.get_rng_state()

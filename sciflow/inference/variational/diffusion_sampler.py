@@ -176,14 +176,16 @@ class DiffusionSampler(nn.Module):
         error = (spread / num_draws).sqrt()
         return value - self.lower.diagonal().log().sum(), error
 
-    def trail(self, n: int, generator: torch.Generator) -> Trail:
-        """Paths of ``n`` rows from the base to the target. No gradient goes through them."""
-        y = self.trail_start(n, generator)
-        log_p, score = self.target(y)
+    def trail(self, n: int, generator: torch.Generator, through: bool = False) -> Trail:
+        """Paths of ``n`` rows from the base to the target; ``through`` lets gradients follow them."""
+        y = self.trail_start(n, generator).requires_grad_(through)
+        log_p, score = self.target(y, through)
         rows, scores = [y], [score]
         for k in range(self.num_steps):
             y = self.step(k, y, score, generator)
-            log_p, score = self.target(y)
+            if y.requires_grad:
+                y.register_hook(_finite_rows)
+            log_p, score = self.target(y, through)
             rows.append(y)
             scores.append(score)
         return Trail(rows, scores, log_p)
@@ -204,14 +206,13 @@ class DiffusionSampler(nn.Module):
             scores.append(score)
         return Trail(rows[::-1], scores[::-1], log_p)
 
-    @torch.no_grad()
     def step(self, k: int, y: Tensor, score: Tensor, generator: torch.Generator) -> Tensor:
         """Rows ``[n, d]`` of time ``k`` moved to the next."""
         (mean, log_std), _ = self.kernels(slice(k, k + 1), y[None], score[None])
         return _kept_near(mean[0] + log_std[0].exp() * self._normal(y.shape, generator))
 
     def log_weights(self, trail: Trail) -> Tensor:
-        """Log weights ``[n]`` of paths; gradients reach the kernels, at the places where the paths went."""
+        """Log weights ``[n]`` of paths, differentiable in the kernels."""
         return trail.log_p + self.log_ratio(trail)
 
     def log_ratio(self, trail: Trail) -> Tensor:
@@ -222,10 +223,18 @@ class DiffusionSampler(nn.Module):
         start = trail.y[0]
         return backwards - forth - gaussian_log_prob(start, (torch.zeros_like(start), torch.zeros_like(start)))
 
-    def target(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, y: Tensor, through: bool = False) -> tuple[Tensor, Tensor]:
         """Target's log density ``[n]`` and score ``[n, d]``, in the coordinates of the base."""
-        value, gradient = self.density.with_gradient(self.mean + y @ self.lower.T)
-        return value + self.lower.diagonal().log().sum(), gradient @ self.lower
+        u = self.mean + y @ self.lower.T
+        log_det = self.lower.diagonal().log().sum()
+        if not through:
+            value, gradient = self.density.with_gradient(u)
+            return value + log_det, gradient @ self.lower
+        value, inside = self.density.differentiable(u)
+        (gradient,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+        usable = inside & torch.isfinite(gradient).all(-1)
+        score = torch.where(usable[:, None], gradient, 0.0) @ self.lower
+        return torch.where(inside, value + log_det, -math.inf), score
 
     def save(self, folder: str | Path) -> Path:
         """Write all but the density into a folder: numbers as safetensors, and what they are as JSON.
@@ -296,6 +305,10 @@ class DiffusionSampler(nn.Module):
 
     def _normal(self, shape: Any, generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+
+
+def _finite_rows(gradient: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(gradient).all(-1, keepdim=True), gradient, 0.0)
 
 
 def _kept_near(y: Tensor) -> Tensor:

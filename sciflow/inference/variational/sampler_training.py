@@ -1,4 +1,4 @@
-"""Training of a diffusion sampler on the density itself, by the spread of its weights."""
+"""Training of a diffusion sampler on the density itself, by its bound on log Z."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sciflow.arguments import Arguments
 from sciflow.errors import DataError
-from sciflow.inference.variational.diffusion_sampler import DiffusionSampler, Trail
+from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
 from sciflow.inference.variational.gaussians import FullGaussian
 from sciflow.inference.variational.log_density import LogDensity
 
@@ -23,7 +23,7 @@ _PATIENCE = 2  # windows without a better bound, before steps of the optimiser g
 _SHORTER, _SHORTEST = 0.3, 5e-4
 _NUM_JUDGED = 2048
 _LENGTHS, _POWERS = (0.02, 0.05, 0.1, 0.2, 0.4), (1.0, 2.0)
-_UNUSUAL = 5.0  # median absolute deviations, beyond which a log weight counts no more
+_UNUSUAL = 10.0  # median absolute deviations, beyond which a log weight does not count
 _LEAST_STEP = 1e-8
 
 
@@ -40,12 +40,13 @@ def fit_diffusion_sampler(
 ) -> DiffusionSampler:
     r"""Train a sampler until its bound on log Z rises no more.
 
-    .. math:: \mathcal{L} = \operatorname{Var}[\log w], \qquad
-              \nabla \mathcal{L} = 2 \operatorname{E}\big[(\log w - \overline{\log w}) \, \nabla \log w\big]
+    .. math:: \mathcal{L} = -\operatorname{E}[\log w]
+              = \operatorname{KL}(\text{paths forth} \,\|\, \text{paths back}) - \log Z
 
-    Paths are held where they went, so that neither second derivatives of the density nor backward passes through the
-    path are needed, and modes that the paths have found are not given up for each other. Log weights count no more
-    than five median deviations from their median; those outside the support count so.
+    Gradients follow the paths, through the scores too. Where the density has no second derivatives, paths are held
+    where they went, and the variance of log w is made small instead; that needs only first ones, and is noisier. A log
+    weight far from the others does not count: its gradient would drown theirs. Batches that reach beyond an edge of the
+    support go by the variance as well, with the lowest of usual weights for what is outside.
 
     First the steps and temperatures are set by short trials: each step goes by the curvature that particles meet at
     that time. Then the bound is looked at every 50 updates; where it has not become better by more than its standard
@@ -67,7 +68,7 @@ def fit_diffusion_sampler(
         DataError: Hardly any path ends in the support.
 
     Source:
-        Log-variance loss: Richter and Berner, arXiv:2307.01198; sampler: Vargas et al., arXiv:2307.01050.
+        Vargas et al., arXiv:2307.01050; log-variance loss, Richter and Berner, arXiv:2307.01198.
 
     Example:
         >>> density = LogDensity(lambda x: -0.5 * ((x - 1) ** 2).sum(-1), event_shape=2)
@@ -85,14 +86,19 @@ def fit_diffusion_sampler(
         torch.default_generator.manual_seed(int(torch.randint(1 << 62, (1,), generator=generator)))
         sampler = DiffusionSampler(density, base, num_steps, hidden)
     set_up(sampler, generator, batch_size)
+    loss = _minus_bound if _twice_differentiable(sampler, generator) else _spread
     best, highest = _state(sampler), bound(sampler, generator, _NUM_JUDGED)[0]
+    if highest == -math.inf:
+        raise DataError(
+            f"log_density is finite at hardly any end of {_NUM_JUDGED} paths ({density.counts}): give a base that lies "
+            "in the support, or constraints that keep parameters there"
+        )
     sampler.ended = f"not settled after {max_updates} updates" if max_updates else "set up only"
     optimiser = torch.optim.Adam(sampler.parameters(), lr=_LEARNING_RATE)
     rate, standing = _LEARNING_RATE, 0
     for number in range(1, max_updates + 1):
         optimiser.param_groups[0]["lr"] = rate * min(1.0, number / _WARM_UP)
-        trail = sampler.trail(batch_size, generator)
-        _update(sampler, optimiser, trail)
+        _update(sampler, optimiser, loss(sampler, batch_size, generator))
         sampler.num_updates = number
         if number % _WINDOW and number < max_updates:
             continue
@@ -123,17 +129,12 @@ def bound(sampler: DiffusionSampler, generator: torch.Generator, num_draws: int)
 
     Returns:
         The bound and its standard error, nats.
-
-    Raises:
-        DataError: Fewer than two paths end in the support.
+        -inf, and an error without end, where fewer than two paths end in the support.
     """
     _, log_weights = sampler.draw(num_draws, generator)
     inside = log_weights[torch.isfinite(log_weights)]
     if len(inside) < 2:
-        raise DataError(
-            f"log_density is finite at hardly any of {num_draws} ends of paths ({sampler.density.counts}): give a base "
-            "that lies in the support, or constraints that keep parameters there"
-        )
+        return -math.inf, math.inf
     share = len(inside) / num_draws
     error = math.sqrt(float(inside.var()) / len(inside) + (1 - share) / len(inside))
     return float(inside.mean()) + math.log(share), error
@@ -166,15 +167,40 @@ def set_up(sampler: DiffusionSampler, generator: torch.Generator, num_rows: int)
     sampler.load_state_dict(settings)
 
 
-def _update(sampler: DiffusionSampler, optimiser: torch.optim.Optimizer, trail: Trail) -> None:
+def _minus_bound(sampler: DiffusionSampler, num_paths: int, generator: torch.Generator) -> Tensor:
+    log_weights = sampler.log_weights(sampler.trail(num_paths, generator, through=True))
+    found = log_weights.detach()
+    if not torch.isfinite(found).all():
+        # No path's own gradient tells of an edge; the weights of those beyond it do.
+        return _spread(sampler, num_paths, generator)
+    usual = found == _held(found)
+    return -torch.where(usual, log_weights, 0.0).sum() / usual.sum().clamp_min(1)
+
+
+def _spread(sampler: DiffusionSampler, num_paths: int, generator: torch.Generator) -> Tensor:
+    """Of the gradient of the variance of log weights, with paths held where they went."""
+    with torch.no_grad():
+        trail = sampler.trail(num_paths, generator)
     ratio = sampler.log_ratio(trail)
-    held = _held((trail.log_p + ratio).detach())
-    usable = torch.isfinite(ratio.detach())
-    loss = 2 * ((held - held.mean()) * torch.where(usable, ratio, 0.0)).mean()
+    held = _held(trail.log_p + ratio.detach())
+    return 2 * ((held - held.mean()) * torch.where(torch.isfinite(ratio), ratio, 0.0)).mean()
+
+
+def _twice_differentiable(sampler: DiffusionSampler, generator: torch.Generator) -> bool:
+    try:
+        sampler.trail(2, generator, through=True).scores.sum().backward()
+    except (RuntimeError, NotImplementedError):
+        return False
+    finally:
+        sampler.zero_grad()
+    return True
+
+
+def _update(sampler: DiffusionSampler, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)
-    if torch.isfinite(norm):
+    # The norm is NaN where any gradient is not finite; that update is left out.
+    if torch.isfinite(nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)):
         optimiser.step()
 
 

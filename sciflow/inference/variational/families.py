@@ -13,9 +13,8 @@ from sciflow.families import build
 from sciflow.flows import Flow, VariationalFlow
 from sciflow.flows.base import FullGaussianMixture
 
-__all__ = ["DIFFUSION", "FAMILIES", "family_for", "num_modes"]
+__all__ = ["FAMILIES", "family_for", "num_modes"]
 
-DIFFUSION = "diffusion"
 # From the name that users say to a workflow's name of a density, and sizes that do for posteriors.
 FAMILIES: dict[str, dict[str, Any]] = {
     "flow": {"name": "variationalflow"},
@@ -25,7 +24,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nsf": {"name": "nsf", "num_transforms": 6, "hidden_features": (64, 64), "tail_bound": 4.0},
     "iaf": {"name": "iaf", "num_transforms": 6, "hidden_features": (64, 64)},
     "continuous": {"name": "continuousflow"},
-    DIFFUSION: {},
 }
 
 _MOST_MODES = 64

@@ -121,12 +121,14 @@ def brownian(folder: Path = SHARED) -> Target:
 
     def log_density(x: Tensor) -> Tensor:
         log_scales, path = x[:, :2], x[:, 2:]
-        # 18 standard deviations of the prior: beyond, squares would leave what float32 holds.
-        inverse = torch.exp(-log_scales.clamp(-36, 36))
+        # 18 standard deviations of the prior: beyond, squares would leave what float32 holds. The same in both places,
+        # or scales that vanish would be rewarded.
+        held = log_scales.clamp(-36, 36)
+        inverse = torch.exp(-held)
         steps = torch.diff(path, dim=1, prepend=torch.zeros_like(path[:, :1]))
         errors = path[:, seen] - observed[seen].to(x)
-        of_steps = normal(steps * inverse[:, :1]).sum(-1) - steps.shape[1] * log_scales[:, 0]
-        of_errors = normal(errors * inverse[:, 1:]).sum(-1) - errors.shape[1] * log_scales[:, 1]
+        of_steps = normal(steps * inverse[:, :1]).sum(-1) - steps.shape[1] * held[:, 0]
+        of_errors = normal(errors * inverse[:, 1:]).sum(-1) - errors.shape[1] * held[:, 1]
         return normal(log_scales, 2.0).sum(-1) + of_steps + of_errors
 
     return Target("brownian-32", 32, log_density, *reference(folder, "brownian_32d"))

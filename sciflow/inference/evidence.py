@@ -35,12 +35,19 @@ class Evidence:
         return f"{self.value:.{_digits(self.standard_error)}f} +- {self.standard_error:.2g} nats ({self.method})"
 
 
-def importance(log_weights: Tensor, method: Literal["importance", "paths"] = "importance") -> Evidence:
+def importance(
+    log_weights: Tensor, method: Literal["importance", "paths"] = "importance", k_hat: float = 0.0
+) -> Evidence:
     r"""The mean of importance weights, :math:`\log \frac{1}{n} \sum_i w_i`.
+
+    Weights whose tail has a shape :math:`k > 1/2` have no variance, and their mean converges as :math:`n^{k - 1}`, not
+    as :math:`n^{-1/2}` (the generalised central limit theorem): the standard error is then :math:`n^{k - 1/2}` times
+    what their spread says.
 
     Args:
         log_weights: ``[n]``; -inf where the target is 0.
         method: What the weights are of.
+        k_hat: Shape of their tail, see :func:`sciflow.inference.psis.pareto_smoothed`.
 
     Example:
         >>> importance(torch.zeros(100))
@@ -49,7 +56,8 @@ def importance(log_weights: Tensor, method: Literal["importance", "paths"] = "im
     log_weights = log_weights.double()
     value = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
     relative = torch.exp(log_weights - value)
-    return Evidence(float(value), float(relative.std() / math.sqrt(len(relative))), method)
+    slower = len(relative) ** max(0.0, min(k_hat, 1.0) - 0.5)
+    return Evidence(float(value), slower * float(relative.std() / math.sqrt(len(relative))), method)
 
 
 def effective_share(log_weights: Tensor) -> float:

@@ -204,7 +204,7 @@ def _weighed(
         drawn += len(x)
     x, log_w = torch.cat(rows), torch.cat(ratios)
     smoothed, k_hat = pareto_smoothed(log_w)
-    log_z = importance(log_w)
+    log_z = importance(log_w, k_hat=k_hat)
     plain, plain_q = _drawn(density, 4096, generator, wide=0.0)
     inside = target(plain) - plain_q
     usable = inside[torch.isfinite(inside)]

@@ -24,7 +24,6 @@ from sciflow.inference.variational.objectives import objective_of
 from sciflow.inference.variational.pathfinder import pathfinder
 from sciflow.inference.variational.propriety import require_proper
 from sciflow.inference.variational.training import Progress, judged, train_on_particles, train_variational
-from sciflow.kernels import repeated
 from sciflow.progress import progress_bar
 
 __all__ = ["fit_posterior"]
@@ -117,7 +116,6 @@ def fit_posterior(
     on_particles = min(_MOST_PARTICLE_STEPS, max_steps)
     # Networks draw their first weights from torch's own generator, which is the caller's.
     with (
-        repeated(on_particles + max_steps),
         torch.random.fork_rng([]),
         progress_bar("fitting", on_particles + max_steps, progress) as update,
     ):

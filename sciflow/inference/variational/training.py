@@ -17,6 +17,7 @@ from sciflow.inference.variational.annealing import Annealed
 from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import Objective
+from sciflow.kernels import repeated
 from sciflow.training.average import WeightAverage
 
 __all__ = ["Progress", "judged", "train_on_particles", "train_variational"]
@@ -88,7 +89,9 @@ def train_on_particles(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
     density.train()
     for step in range(num_steps):
-        _step(density, optimizer, density.loss(next(batches)).mean())
+        with repeated(num_steps):
+            loss = density.loss(next(batches)).mean()
+        _step(density, optimizer, loss)
         schedule.step()
         update(step + 1, "")
     density.eval()
@@ -140,9 +143,10 @@ def train_variational(
         return progress
     flow.train()
     while step < max_steps:
-        loss = objective.loss(flow, target, _BATCH, generator, particle_batch)
-        if keep and batches is not None and step % _KEPT_EVERY == 0:
-            loss = loss - _KEPT_EVERY * keep * flow.log_prob(next(batches)).mean()
+        with repeated(max_steps):
+            loss = objective.loss(flow, target, _BATCH, generator, particle_batch)
+            if keep and batches is not None and step % _KEPT_EVERY == 0:
+                loss = loss - _KEPT_EVERY * keep * flow.log_prob(next(batches)).mean()
         for group in optimizer.param_groups:
             group["lr"] = _RATE * _SLOWER**slowings * min(1.0, (step + 1) / _WARMUP)
         _step(flow, optimizer, loss)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,14 @@ from torch import Tensor
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
+from sciflow.families import load
 from sciflow.files import written_whole
 from sciflow.inference.evidence import Evidence
 from sciflow.inference.parameters import Parameters
 from sciflow.inference.psis import USABLE, verdict_on
+from sciflow.inference.variational.diffusion_sampler import DiffusionSampler, is_diffusion_sampler
+from sciflow.inference.variational.log_density import LogDensity
+from sciflow.likelihood import Likelihood
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +44,7 @@ class Posterior:
     """A density fitted to another, with what importance weights say of the fit.
 
     Attributes:
-        density: The fitted density, of unconstrained rows ``[d]``.
+        density: The fitted density, of unconstrained rows ``[d]``; or a diffusion, whose draws come with weights.
         parameters: Constraints by name; an event without names is called ``x``.
         by_name: Whether values come and go by name.
         elbo: Evidence lower bound: the mean of ``log p~ - log q`` over draws of the fit, nats.
@@ -55,7 +59,7 @@ class Posterior:
         observed: What was observed, by name, for :meth:`to_arviz`.
     """
 
-    density: Density
+    density: Density | DiffusionSampler
     parameters: Parameters
     by_name: bool
     elbo: float
@@ -139,10 +143,18 @@ class Posterior:
             ConfigError: A value does not fit its constraint.
             ShapeError: A value has another shape.
         """
-        named = values if self.by_name else {EVENT: values}
-        free = self.parameters.pack(named, dtype=self.density.dtype)
-        _, log_det = self.parameters.unpack(free)
-        return self.density.log_prob(free) - log_det
+        free, log_det, batch = self._rows(values)
+        return (self.density.log_prob(free) - log_det).reshape(batch)
+
+    def likelihood(self, values: Any) -> Likelihood:
+        """Log p with its kind, error bar, cost and status, one entry a row.
+
+        Args:
+            values: As :meth:`log_prob` takes them.
+        """
+        free, log_det, batch = self._rows(values)
+        found = self.density.likelihood(free)
+        return replace(found, log_prob=found.log_prob - log_det).reshape(batch)
 
     def summary(self) -> pd.DataFrame:
         """Mean, standard deviation and quantiles of every parameter, by importance weights, with their error.
@@ -287,17 +299,22 @@ class Posterior:
         return folder
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Posterior:
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        log_density: Callable[..., Any] | None = None,
+    ) -> Posterior:
         """Read back what :meth:`save` wrote.
 
         Args:
             path: The folder.
             device: Where to put the density.
+            log_density: What was fitted, for a diffusion: it draws with the density's help, and no file holds that.
 
         Raises:
-            ModelFileError: A file is missing, damaged, or of another kind.
+            ModelFileError: A file is missing, damaged, or of another kind; or a diffusion lacks its ``log_density``.
         """
-        from sciflow.families import load
 
         folder = Path(path)
         try:
@@ -310,9 +327,10 @@ class Posterior:
                 )
             tensors = safetensors.torch.load_file(folder / _DRAWS)
             elbo, elbo_error = found["elbo"]
+            parameters = Parameters.from_json(found["parameters"])
             return cls(
-                load(folder / "model", device),
-                Parameters.from_json(found["parameters"]),
+                _density(folder / "model", parameters, found["by_name"], tensors["pool"].dtype, device, log_density),
+                parameters,
                 found["by_name"],
                 elbo,
                 elbo_error,
@@ -331,6 +349,13 @@ class Posterior:
                 f"{folder}: cannot be read as a posterior: {type(error).__name__}: {first_line(error)}"
             ) from None
 
+    def _rows(self, values: Any) -> tuple[Tensor, Tensor, torch.Size]:
+        """Unconstrained rows ``[n, d]``, log-determinants of what maps them to values, and their shape."""
+        named = values if self.by_name else {EVENT: values}
+        free = self.parameters.pack(named, dtype=self.density.dtype)
+        _, log_det = self.parameters.unpack(free)
+        return free.reshape(-1, free.shape[-1]), log_det.reshape(-1), log_det.shape
+
     def _values(self, free: Tensor) -> Any:
         values = self.parameters.unpack(free)[0]
         return values if self.by_name else values[EVENT]
@@ -338,6 +363,27 @@ class Posterior:
     def _named(self, values: Any) -> dict[str, Tensor]:
         given = values if self.by_name else {EVENT: values}
         return {name: value.detach().cpu() for name, value in given.items()}
+
+
+def _density(
+    folder: Path,
+    parameters: Parameters,
+    by_name: bool,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    log_density: Callable[..., Any] | None,
+) -> Density | DiffusionSampler:
+    """The fitted density of a folder."""
+    if not is_diffusion_sampler(folder):
+        return load(folder, device)
+    if log_density is None:
+        raise ModelFileError(
+            f"{folder}: a diffusion draws with the help of the density it was fitted to, which no file holds: "
+            "Posterior.load(path, log_density=...)"
+        )
+    event_shape = None if by_name else parameters[EVENT].shape
+    target = LogDensity(log_density, event_shape, parameters if by_name else None, dtype, device)
+    return DiffusionSampler.load(folder, target)
 
 
 def _places(names: Sequence[str], labels: list[str]) -> list[int]:

@@ -176,10 +176,11 @@ class TestLogProb:
         """What was trained on a Gaussian has about its density: exactly, if E[w] given the end were even."""
         density, log_z = gaussian()
         u = torch.tensor([[1.0, -1.0], [1.5, -0.5], [0.2, -1.3]]).double()
-        value, error = trained.log_prob(u, 2000, seeded())
-        assert value.shape == error.shape == (3,)
-        assert error.max() < 0.1
-        assert torch.allclose(value, density(u) - log_z, atol=0.2)
+        found = trained.likelihood(u, 2000, seeded())
+        assert found.log_prob.shape == found.error.shape == (3,)
+        assert found.kind == "elbo"
+        assert found.error.max() < 0.1
+        assert torch.allclose(found.log_prob, density(u) - log_z, atol=0.2)
 
     def test_exact_where_steps_are_linear(self) -> None:
         """One short step of a standard normal is a Gaussian that can be written down."""
@@ -193,11 +194,11 @@ class TestLogProb:
         at = 0.7 / 2
         terms = -0.5 * y**2 - 0.5 * ((at - mean) / std) ** 2 - LOG_TAU - math.log(std)
         expected = math.log(float(terms.exp().sum()) * 1e-4) - math.log(2)
-        value, error = sampler.log_prob(torch.tensor([[0.7]]), 20_000, seeded())
-        assert abs(value.item() - expected) < 4 * error.item() < 0.05
+        found = sampler.likelihood(torch.tensor([[0.7]]), 20_000, seeded())
+        assert abs(found.log_prob.item() - expected) < 4 * found.error.item() < 0.05
 
     def test_none_of_no_rows(self, trained: DiffusionSampler) -> None:
-        assert trained.log_prob(torch.zeros(0, 2))[0].shape == (0,)
+        assert trained.log_prob(torch.zeros(0, 2)).shape == (0,)
 
 
 class TestFiles:

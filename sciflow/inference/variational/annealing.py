@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sciflow.errors import DataError
+from sciflow.inference.evidence import Evidence
 from sciflow.inference.variational.gaussians import FullGaussian, covariance, root
 from sciflow.inference.variational.hamiltonian import Hamiltonian, Walkers
 from sciflow.inference.variational.log_density import LogDensity
@@ -38,6 +39,11 @@ class Annealed:
     log_z_error: float
     num_temperatures: int
     moves: Hamiltonian
+
+    @property
+    def evidence(self) -> Evidence:
+        """log Z as the weights on the way say it."""
+        return Evidence(self.log_z, self.log_z_error, "annealed")
 
     @property
     def x(self) -> Tensor:

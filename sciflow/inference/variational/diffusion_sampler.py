@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from sciflow.arguments import Arguments
+from sciflow.density import MOST_SEED
 from sciflow.errors import ConfigError, DataError, ModelFileError, ShapeError, first_line
 from sciflow.files import write_to_disk, written_whole
 from sciflow.inference.variational.controlled_langevin import ControlledLangevin, gaussian_log_prob
 from sciflow.inference.variational.gaussians import FullGaussian
 from sciflow.inference.variational.log_density import LogDensity
+from sciflow.likelihood import Likelihood, importance_weighted
 
-__all__ = ["DiffusionSampler", "Trail"]
+__all__ = ["DiffusionSampler", "Trail", "is_diffusion_sampler"]
 
 _FORMAT, _VERSION = "sciflow-diffusion-sampler", 1
 _WEIGHTS, _DESCRIPTION = "sampler.safetensors", "sampler.json"
@@ -133,9 +135,25 @@ class DiffusionSampler(nn.Module):
                 found.append((self.mean + trail.y[-1] @ self.lower.T, self.log_weights(trail)))
         return torch.cat([x for x, _ in found]), torch.cat([w for _, w in found])
 
-    def log_prob(
-        self, u: Tensor, num_draws: int = 64, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        return self.mean.dtype
+
+    def sample(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
+        """Draw unconstrained rows ``[n, d]``, without their weights.
+
+        Args:
+            n: How many.
+            seed: Of the draws, or their generator; None draws from torch's own generator.
+        """
+        return self.draw(n, _generator(seed))[0]
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of the draws themselves at rows ``[n, d]``, before weights; see :meth:`likelihood`."""
+        return self.likelihood(u).log_prob
+
+    def likelihood(self, u: Tensor, num_draws: int = 64, seed: int | torch.Generator = 0) -> Likelihood:
         r"""Log density of the draws themselves, before weights, estimated by paths back to the base.
 
         .. math:: q(y_K) = \mathbb{E}_{B}\Big[ q_0(y_0) \prod_k \frac{F_k(y_{k+1} \mid y_k)}{B_{k+1}(y_k \mid y_{k+1})}
@@ -147,34 +165,33 @@ class DiffusionSampler(nn.Module):
         Args:
             u: Unconstrained rows ``[n, d]``.
             num_draws: Paths back from every row.
-            generator: Of their noise; None for one of seed 0.
+            seed: Of their noise, or its generator.
 
         Returns:
-            Estimates ``[n]`` and their standard errors ``[n]``, nats. An error that is not small beside 1 is none to
-            trust: a few paths carry the mean then.
+            A record ``[n]`` of kind ``"elbo"``, nats. An error that is not small beside 1 is none to trust: a few paths
+            carry the mean then.
 
         Raises:
             ShapeError: Rows of another length.
             DataError: A row has numbers that are not finite.
         """
-        num_draws = Arguments("log_prob").whole("num_draws", num_draws, 2, 1 << 20)
+        num_draws = Arguments("likelihood").whole("num_draws", num_draws, 4, 1 << 20)
         d = len(self.mean)
         if u.ndim != 2 or u.shape[1] != d:
             raise ShapeError(f"log_prob: rows [n, {d}] expected; got {list(u.shape)}")
         if not torch.isfinite(u).all():
             raise DataError("log_prob: a row has numbers that are not finite")
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = _generator(seed)
         y = torch.linalg.solve_triangular(self.lower, (u.to(self.mean) - self.mean).T, upper=False).T
         ratios = []
         with torch.no_grad():
             for part in y.split(max(1, _ROWS_AT_A_TIME // num_draws)):
                 trail = self.trail_back(part.repeat_interleave(num_draws, 0), generator)
                 ratios.append(-self.log_ratio(trail).reshape(len(part), num_draws))
-        log_ratio = torch.cat(ratios)
-        value = torch.logsumexp(log_ratio, 1) - math.log(num_draws)
-        spread = ((log_ratio - value[:, None]).exp() - 1).square().sum(1) / (num_draws - 1)
-        error = (spread / num_draws).sqrt()
-        return value - self.lower.diagonal().log().sum(), error
+        log_ratio = torch.cat(ratios).T - self.lower.diagonal().log().sum()
+        none = torch.zeros_like(log_ratio)
+        nfe = torch.full_like(log_ratio, self.num_steps + 1, dtype=torch.int32)
+        return importance_weighted(Likelihood(log_ratio, none, nfe, none.int(), "exact"))
 
     def trail(self, n: int, generator: torch.Generator, through: bool = False) -> Trail:
         """Paths of ``n`` rows from the base to the target; ``through`` lets gradients follow them."""
@@ -314,3 +331,16 @@ def _finite_rows(gradient: Tensor) -> Tensor:
 def _kept_near(y: Tensor) -> Tensor:
     """Rows within what floating point can square; hardly one in any run is not, and its weight is as good as zero."""
     return y.clamp(-_FURTHEST, _FURTHEST)
+
+
+def is_diffusion_sampler(folder: str | Path) -> bool:
+    """Whether a folder holds what :meth:`DiffusionSampler.save` wrote."""
+    return (Path(folder) / _DESCRIPTION).is_file()
+
+
+def _generator(seed: int | torch.Generator | None) -> torch.Generator:
+    if seed is None:
+        return torch.default_generator
+    if isinstance(seed, torch.Generator):
+        return seed
+    return torch.Generator().manual_seed(Arguments("sample").whole("seed", seed, 0, MOST_SEED))

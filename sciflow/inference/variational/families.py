@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sciflow.families import build
 from sciflow.flows import Flow, VariationalFlow
 from sciflow.flows.base import FullGaussianMixture
 
-__all__ = ["FAMILIES", "family_for", "num_modes"]
+__all__ = ["FAMILIES", "family_for", "family_named", "num_modes"]
 
 # From the name that users say to a workflow's name of a density, and sizes that do for posteriors.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -23,12 +24,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "realnvp": {"name": "realnvp", "num_transforms": 8, "hidden_features": (64, 64)},
     "nsf": {"name": "nsf", "num_transforms": 6, "hidden_features": (64, 64), "tail_bound": 4.0},
     "iaf": {"name": "iaf", "num_transforms": 6, "hidden_features": (64, 64)},
-    "continuous": {"name": "continuousflow"},
+    "continuous": {"name": "continuousflow", "network": {"mlp": {"hidden_features": (64, 64, 64)}}},
+    "diffusion": {},
 }
 
 _MOST_MODES = 64
 _ROWS_A_NUMBER = 2  # of a mixture's, at the least
 _GAIN = 0.02  # nats of held-out log p that more components have to bring
+
+
+def family_named(given: Any) -> tuple[str, Mapping[str, Any]]:
+    """Return name and options of a family that is asked for.
+
+    Raises:
+        ConfigError: There is no such family.
+
+    Example:
+        >>> family_named({"flow": {"num_transforms": 8}})
+        ('flow', {'num_transforms': 8})
+    """
+    return named("family", given, [*FAMILIES])
 
 
 def family_for(given: Any, particles: Tensor, generator: torch.Generator) -> Density:
@@ -42,7 +57,7 @@ def family_for(given: Any, particles: Tensor, generator: torch.Generator) -> Den
     Raises:
         ConfigError: There is no such family, or it has no such argument.
     """
-    name, options = named("family", given, [*FAMILIES])
+    name, options = family_named(given)
     size = particles.shape[1]
     seed = int(torch.randint(1 << 31, (), generator=generator))
     model = {**FAMILIES[name], "seed": seed, **options}
@@ -53,7 +68,9 @@ def family_for(given: Any, particles: Tensor, generator: torch.Generator) -> Den
         flow = build(model, (size,)).to(particles.device, particles.dtype)
         assert isinstance(flow, VariationalFlow)
         return flow.set_up(particles, generator)
-    density = build(model, (size,)).to(particles.device, particles.dtype)
+    # Solvers need no more digits than a network has learned.
+    dtype = torch.float32 if name == "continuous" else particles.dtype
+    density = build(model, (size,)).to(particles.device, dtype)
     density.fit_preprocessing(particles)
     if isinstance(density, Flow) and isinstance(density.base, FullGaussianMixture):
         density.base.fit(density.encode(particles).detach(), generator)

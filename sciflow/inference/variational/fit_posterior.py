@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sciflow.arguments import Arguments
-from sciflow.density import MOST_SEED, Density
-from sciflow.flows import Flow, VariationalFlow
-from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
+from sciflow.density import MOST_SEED
 from sciflow.inference.posterior import Posterior
-from sciflow.inference.psis import USABLE, pareto_smoothed
-from sciflow.inference.variational.annealing import Annealed, anneal
-from sciflow.inference.variational.draws import draw
-from sciflow.inference.variational.families import family_for
+from sciflow.inference.variational.approach import INITIALS, Approach
+from sciflow.inference.variational.fitting import fit_family, require_possible
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
-from sciflow.inference.variational.pathfinder import pathfinder
-from sciflow.inference.variational.propriety import require_proper
-from sciflow.inference.variational.training import Progress, judged, train_on_particles, train_variational
+from sciflow.inference.variational.training import Progress
+from sciflow.inference.variational.weighing import Weighed, weighed
 from sciflow.progress import progress_bar
 
 __all__ = ["fit_posterior"]
 
-_MOST_PARTICLE_STEPS = 600
-_KEEP = 0.2  # weight of log q at particles, beside a divergence that may let modes go
-_WIDE = 0.1  # share of heavy-tailed draws among those that are weighted
-_WIDENED = 2.0  # standard deviations of the Gaussian that particles start from, over those that were found
-_PART = 1 << 14
-_FINE_ENOUGH = 0.005  # nats, of log Z
-_MOST_DRAWS = 1 << 17
+_MISSING, _CERTAIN = 0.2, 5.0  # nats, and standard errors, by which a log Z is too low
 _FEW = 1e-4  # of all evaluations: far starts alone may be as many
 
 
@@ -45,6 +33,7 @@ def fit_posterior(
     parameters: Mapping[str, Any] | None = None,
     family: Any = "flow",
     objective: Any = "reverse_kl",
+    initial: str = "annealed",
     start: Any = None,
     num_particles: int = 2048,
     max_steps: int = 3000,
@@ -63,7 +52,7 @@ def fit_posterior(
     (:func:`~sciflow.inference.variational.pathfinder.pathfinder`). Particles are annealed to it from a Gaussian over
     all that was found, so that they are in every mode (:func:`~sciflow.inference.variational.annealing.anneal`). A
     flow is set up on the particles and lowers the divergence by path gradients, until the evidence bound has stopped
-    rising. Draws of the flow, weighted, give log Z and the verdict.
+    rising; a Gaussian by L-BFGS on common random numbers. Draws of the flow, weighted, give log Z and the verdict.
 
     Args:
         log_density: Unnormalised log p in torch, nats: of one event, or of a batch of them ``[n, *event_shape]``; which
@@ -72,11 +61,17 @@ def fit_posterior(
         parameters: Otherwise, constraints by name: ``real``, ``positive``, ``interval``, ``simplex``, ``ordered``; the
             Jacobians of what maps them to unconstrained numbers count.
         family: ``"flow"``, ``"gaussian"`` (of full rank), ``"mixture"``, ``"realnvp"``, ``"nsf"``, ``"iaf"``,
-            ``"continuous"``; with options ``{"flow": {"num_transforms": 8}}``.
+            ``"continuous"``, ``"diffusion"``; with options ``{"flow": {"num_transforms": 8}}``. A continuous flow
+            matches the particles. A diffusion
+            (:class:`~sciflow.inference.variational.diffusion_sampler.DiffusionSampler`) draws with the density's help:
+            its log Z is that of its paths, and :meth:`~sciflow.inference.Posterior.load` needs ``log_density`` again.
         objective: ``"reverse_kl"``, ``"iw_elbo"``, ``"alpha"``, ``"forward_kl"``; see
             :class:`~sciflow.inference.variational.objectives.Objective`.
+        initial: What the family is set up on: ``"annealed"`` particles, which are in every mode; or draws of the
+            Gaussian that ``"pathfinder"`` or ``"laplace"`` finds, for which log_density is asked some ten times less
+            often: for a density of one mode, about normal, that is costly.
         start: Where to look first, too: values by name, or an event; one, or a batch.
-        num_particles: That are annealed.
+        num_particles: That are annealed, or draws of the Gaussian.
         max_steps: Of the divergence, at the most; and, up to 600, on particles before.
         num_draws: That are weighted in the end, at the least; more where log Z is not known to 0.005 nats.
         seed: Of everything.
@@ -89,7 +84,7 @@ def fit_posterior(
         The fitted posterior, with its verdict.
 
     Raises:
-        ConfigError: An argument is out of range, or a start does not fit its constraint.
+        ConfigError: An argument is out of range or does not go with another, or a start does not fit its constraint.
         ShapeError: The function does not return one number an event.
         DerivativeError: What it returns has no gradient.
         DataError: The function fails, is finite nowhere, or is improper.
@@ -109,37 +104,18 @@ def fit_posterior(
     num_particles = arguments.whole("num_particles", num_particles, 64, 1 << 20)
     max_steps = arguments.whole("max_steps", max_steps, 0, 1 << 30)
     num_draws = arguments.whole("num_draws", num_draws, 100, 1 << 24)
+    initial = arguments.choice("initial", initial, INITIALS)
     chosen = objective_of(objective)
+    require_possible(family, chosen, initial)
     generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
     target = LogDensity(log_density, event_shape, parameters, dtype, device)
     first = None if start is None else _start(target, start)
-    on_particles = min(_MOST_PARTICLE_STEPS, max_steps)
     # Networks draw their first weights from torch's own generator, which is the caller's.
-    with (
-        torch.random.fork_rng([]),
-        progress_bar("fitting", on_particles + max_steps, progress) as update,
-    ):
+    with torch.random.fork_rng([]), progress_bar("fitting", max_steps, progress) as update:
         torch.manual_seed(seed % (1 << 63))
-        paths = pathfinder(target, generator, start=first)
-        particles = anneal(target, paths.pooled().widened(_WIDENED), generator, num_particles)
-        require_proper(target, particles.x, generator)
-        density = family_for(family, particles.x, generator)
-        history = _as_set_up(density, target, generator)
-        if not history.ended:
-            train_on_particles(density, particles.batches(256, generator), on_particles, update)
-            history = Progress(ended="fitted to particles alone")
-        if isinstance(density, Flow) and not history.steps and (chosen.alpha is not None or chosen.by == "importance"):
-            history = train_variational(
-                density,
-                target,
-                chosen,
-                particles,
-                generator,
-                max_steps,
-                _KEEP,
-                lambda step, note: update(on_particles + step, note),
-            )
-        found = _weighed(density, target, particles, generator, num_draws)
+        near = Approach(target, generator, initial, num_particles, first)
+        density, history = fit_family(family, target, near, chosen, generator, max_steps, update)
+        found = weighed(density, target, generator, num_draws, lambda: near.particles)
     return Posterior(
         density,
         target.parameters,
@@ -151,7 +127,7 @@ def fit_posterior(
         found.k_hat,
         found.pool,
         found.log_weights,
-        [*_notes(target, history, found)],
+        [*_notes(target, history, found), *_missed(near, found)],
         {
             "steps": history.steps,
             "elbo": history.elbo,
@@ -163,79 +139,13 @@ def fit_posterior(
     )
 
 
-def _as_set_up(density: Density, target: LogDensity, generator: torch.Generator) -> Progress:
-    """What a flow is like before it is trained; where that is enough, it says so."""
-    progress = Progress()
-    if isinstance(density, VariationalFlow):
-        progress.add(0, *judged(density, target, generator))
-        if progress.is_enough():
-            progress.ended = f"{progress.ess[-1]:.0%} of draws in effect as it was set up"
-    return progress
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """What weighted draws say of a fit."""
-
-    pool: Tensor
-    log_weights: Tensor
-    k_hat: float
-    ess: float
-    elbo: float
-    elbo_error: float
-    log_z: Evidence
-    outside: float
-
-
-@torch.no_grad()
-def _weighed(
-    density: Density, target: LogDensity, particles: Annealed, generator: torch.Generator, num_draws: int
-) -> _Weighed:
-    rows: list[Tensor] = []
-    ratios: list[Tensor] = []
-    drawn = 0
-    while drawn < num_draws or (drawn < _MOST_DRAWS and importance(torch.cat(ratios)).standard_error > _FINE_ENOUGH):
-        x, log_q = _drawn(density, min(_PART, max(num_draws, _PART)), generator)
-        log_p = target(x)
-        rows.append(x)
-        ratios.append(torch.where(torch.isfinite(log_q), log_p - log_q, -math.inf))
-        drawn += len(x)
-    x, log_w = torch.cat(rows), torch.cat(ratios)
-    smoothed, k_hat = pareto_smoothed(log_w)
-    log_z = importance(log_w, k_hat=k_hat)
-    plain, plain_q = _drawn(density, 4096, generator, wide=0.0)
-    inside = target(plain) - plain_q
-    usable = inside[torch.isfinite(inside)]
-    if k_hat > USABLE:
-        particles.move(10)
-        log_z = bridge(inside, particles.walkers.log_p - density.log_prob(particles.x))
-    return _Weighed(
-        x,
-        smoothed,
-        k_hat,
-        effective_share(log_w),
-        float(usable.mean()),
-        float(usable.std() / math.sqrt(max(1, len(usable)))),
-        log_z,
-        1 - len(usable) / len(inside),
-    )
-
-
-def _drawn(density: Density, n: int, generator: torch.Generator, wide: float = _WIDE) -> tuple[Tensor, Tensor]:
-    if isinstance(density, Flow):
-        found = draw(density, n, generator, wide)
-        return found.x, found.log_q
-    x = density.sample(n, seed=generator)
-    return x, density.log_prob(x)
-
-
 def _start(target: LogDensity, start: Any) -> Tensor:
     values = start if target.by_name else {"x": start}
     free = target.parameters.pack(values, dtype=target.dtype).to(target.device)
     return free.reshape(-1, target.num_features)
 
 
-def _notes(target: LogDensity, history: Progress, found: _Weighed) -> list[str]:
+def _notes(target: LogDensity, history: Progress, found: Weighed) -> list[str]:
     notes = []
     counts = target.counts
     if counts.not_finite > _FEW * counts.asked:
@@ -252,3 +162,14 @@ def _notes(target: LogDensity, history: Progress, found: _Weighed) -> list[str]:
     if history.ended.startswith("max_steps"):
         notes.append(f"Not converged: {history.ended}.")
     return notes
+
+
+def _missed(near: Approach, found: Weighed) -> list[str]:
+    """Weights of a fit that lacks a mode are good, and their log Z too low; that of particles tells."""
+    if near.initial != "annealed" or found.log_z.method == "annealed":
+        return []
+    annealed = near.particles.evidence
+    error = math.hypot(annealed.standard_error, found.log_z.standard_error)
+    if float(annealed) - float(found.log_z) < max(_MISSING, _CERTAIN * error):
+        return []
+    return [f"Particles annealed to the density give log Z {annealed}, which is more: the fit may lack a mode."]

@@ -40,6 +40,11 @@ class Paths:
     heights: Tensor
     lost: int
 
+    def best(self) -> FullGaussian:
+        """The Gaussian of largest evidence bound."""
+        place = self.elbo.argmax()
+        return FullGaussian(self.means[place], root(self.covariances[place]))
+
     def pooled(self) -> FullGaussian:
         """One Gaussian over all paths that are within reach of the best: mean and covariance of their mixture.
 

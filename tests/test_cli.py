@@ -384,19 +384,21 @@ class TestErrors:
 class TestImports:
     def test_are_few_until_they_are_needed(self):
         code = (
-            "import sys, time, torch\n"
+            "import sys, time\n"
             "began = time.perf_counter()\n"
+            "import torch\n"
+            "after = time.perf_counter()\n"
             "import sciflow\n"
             "sciflow.flows\n"
-            "seconds = time.perf_counter() - began\n"
+            "share = (time.perf_counter() - after) / (after - began)\n"
             "heavy = ('ray', 'zarr', 'xarray', 'matplotlib', 'pandas', 'tensorboard', 'scipy')\n"
-            "print([name for name in heavy if name in sys.modules], seconds)"
+            "print([name for name in heavy if name in sys.modules], share)"
         )
         found = []
         for _ in range(3):
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            modules, _, seconds = done.stdout.strip().rpartition(" ")
+            modules, _, share = done.stdout.strip().rpartition(" ")
             assert modules == "[]"
-            found.append(float(seconds))
-        # The best of three, on a machine that others use too.
-        assert min(found) < 0.3
+            found.append(float(share))
+        # Of the time that torch takes; the best of three, on a machine that others use too.
+        assert min(found) < 0.5

@@ -297,13 +297,13 @@ class TestTraining:
     def test_it_finds_a_correlated_gaussian(self, trained: ContinuousFlow) -> None:
         x = torch.from_numpy(pairs(500, 2))
         truth = Gaussian([3.0, -1.0], COVARIANCE).log_prob(x)
-        gap = truth - trained.likelihood(x, tolerance=1e-3).log_prob.detach()
+        gap = truth - trained.likelihood(x, tolerance=1e-2).log_prob.detach()
         assert abs(float(gap.mean())) < 0.05
 
     def test_what_it_finds_integrates_to_one(self, trained: ContinuousFlow) -> None:
         first, second = torch.linspace(-5, 11, 61), torch.linspace(-8, 6, 61)
         grid = torch.cartesian_prod(first, second)
-        density = trained.likelihood(grid, tolerance=1e-3).log_prob.detach().double().exp()
+        density = trained.likelihood(grid, tolerance=1e-2).log_prob.detach().double().exp()
         cell = float(first[1] - first[0]) * float(second[1] - second[0])
         assert abs(float(density.sum()) * cell - 1) < 5e-3
 
@@ -334,7 +334,7 @@ class TestTraining:
         x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(0)
         losses = torch.stack([flow.train().loss(x).mean().detach() for _ in range(20)])  # each with its own probes
-        found = losses + flow.eval().log_prob(x).mean().detach()
+        found = losses + flow.eval().likelihood(x, tolerance=1e-2).log_prob.mean().detach()
         standard_error = float(found.std()) / 20**0.5
         assert -3 * standard_error < found.mean() < 0.3  # of kinetic energy and roughness
 

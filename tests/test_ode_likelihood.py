@@ -121,7 +121,7 @@ class TestWhatMustNotMatter:
                 return 3 * alpha, 3 * sigma
 
         truth = few_modes(2)
-        x = events(truth, 64)
+        x = events(truth, 16)
         plain, other = (
             density(truth, given).likelihood(x, method="ode", tolerance=1e-8) for given in ("cosine", Stretched())
         )
@@ -286,16 +286,16 @@ class TestGradients:
         def log_prob(tolerance: float) -> Tensor:
             return model.likelihood(x, context, method="ode", tolerance=tolerance, **options).log_prob.sum()
 
-        of_weight, of_context = torch.autograd.grad(log_prob(1e-8), (weight, context))
+        of_weight, of_context = torch.autograd.grad(log_prob(1e-6), (weight, context))
         for tensor, gradient, place in ((weight, of_weight, (0, 3)), (context, of_context, (1, 0))):
             values = []
-            for step in (1e-4, -2e-4):
+            for step in (2e-3, -4e-3):
                 with torch.no_grad():
                     tensor[place] += step
-                    values.append(log_prob(1e-9))
+                    values.append(log_prob(1e-7))
             with torch.no_grad():
-                tensor[place] += 1e-4
-            torch.testing.assert_close(gradient[place], (values[0] - values[1]) / 2e-4, rtol=1e-3, atol=1e-4)
+                tensor[place] += 2e-3
+            torch.testing.assert_close(gradient[place], (values[0] - values[1]) / 4e-3, rtol=5e-3, atol=1e-3)
 
     def test_a_row_that_failed_spoils_no_other(self) -> None:
         truth = few_modes(2)

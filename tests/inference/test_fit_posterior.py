@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 import sciflow as sf
 from sciflow.errors import ConfigError, DataError, ModelFileError
 from sciflow.inference import Posterior, fit_posterior, ordered, positive, real, simplex
+from sciflow.inference.evidence import Evidence
+from sciflow.inference.variational.fit_posterior import notes_on_modes
 
 QUICK: dict[str, Any] = {"num_particles": 512, "max_steps": 100, "num_draws": 4000, "progress": False, "seed": 0}
 MATRIX = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.2, 2.0]], dtype=torch.float64)
@@ -202,6 +205,14 @@ def test_every_start_leads_there(initial: str) -> None:
     posterior = fit_posterior(counted, event_shape=2, initial=initial, family="gaussian", **QUICK)
     assert abs(float(posterior.log_z) - LOG_Z) < 0.01 + 3 * posterior.log_z.standard_error
     assert (asked > 30_000) == (initial == "annealed")
+
+
+@pytest.mark.parametrize(("annealed", "said"), [(1.5, 1), (1.05, 0), (0.5, 0)])
+def test_a_mode_that_particles_are_in_is_missed(annealed: float, said: int) -> None:
+    """Only where their log Z is higher, by more than its error and by what matters."""
+    particles = SimpleNamespace(evidence=Evidence(annealed, 0.02, "annealed"))
+    near, found = SimpleNamespace(initial="annealed", particles=particles), SimpleNamespace(log_z=Evidence(1.0, 0.01, "importance"))
+    assert len(notes_on_modes(near, found)) == said  # type: ignore[arg-type]
 
 
 class TestSampleAverage:

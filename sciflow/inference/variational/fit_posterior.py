@@ -20,7 +20,7 @@ from sciflow.inference.variational.training import Progress
 from sciflow.inference.variational.weighing import Weighed, weighed
 from sciflow.progress import progress_bar
 
-__all__ = ["fit_posterior"]
+__all__ = ["fit_posterior", "notes_on_modes"]
 
 _MISSING, _CERTAIN = 0.2, 5.0  # nats, and standard errors, by which a log Z is too low
 _FEW = 1e-4  # of all evaluations: far starts alone may be as many
@@ -127,7 +127,7 @@ def fit_posterior(
         found.k_hat,
         found.pool,
         found.log_weights,
-        [*_notes(target, history, found), *_missed(near, found)],
+        [*_notes(target, history, found), *notes_on_modes(near, found)],
         {
             "steps": history.steps,
             "elbo": history.elbo,
@@ -164,7 +164,7 @@ def _notes(target: LogDensity, history: Progress, found: Weighed) -> list[str]:
     return notes
 
 
-def _missed(near: Approach, found: Weighed) -> list[str]:
+def notes_on_modes(near: Approach, found: Weighed) -> list[str]:
     """Weights of a fit that lacks a mode are good, and their log Z too low; that of particles tells."""
     if near.initial != "annealed" or found.log_z.method == "annealed":
         return []

@@ -9,8 +9,8 @@
 - :class:`VariationalFlow`: what :func:`sciflow.inference.fit_posterior` fits.
 - :class:`ContinuousFlow`: drift to noise along a learned velocity; any network, and log p by an ODE.
 
-Each but the last is a :class:`Flow`, and all are a :class:`sciflow.Density`: ``log_prob``, ``likelihood``, ``sample``,
-``encode``, ``decode``, ``save``. ``Flow(transform, event_shape, ...)`` makes one of any bijection of
+Each but the last is a :class:`Flow`, and all are a :class:`sciflow.Density`: ``log_prob``, ``likelihood``,
+``sample``, ``encode``, ``decode``, ``save``. ``Flow(transform, event_shape, ...)`` makes one of any bijection of
 :mod:`sciflow.bijections`.
 """
 
@@ -22,6 +22,7 @@ from sciflow.flows.maf import MAF
 from sciflow.flows.nice import NICE
 from sciflow.flows.nsf import NSF
 from sciflow.flows.realnvp import RealNVP
+from sciflow.flows.reparametrised import Reparametrised
 from sciflow.flows.residual_flow import ResidualFlow
 from sciflow.flows.transformer_flow import TransformerFlow
 from sciflow.flows.variational_flow import VariationalFlow
@@ -35,6 +36,7 @@ __all__ = [
     "Flow",
     "Glow",
     "RealNVP",
+    "Reparametrised",
     "ResidualFlow",
     "TransformerFlow",
     "VariationalFlow",

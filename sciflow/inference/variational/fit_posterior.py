@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
-from sciflow.flows import Flow, VariationalFlow
+from sciflow.flows import Reparametrised, VariationalFlow
 from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.psis import USABLE, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed, anneal
-from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.families import family_for
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
@@ -128,7 +127,11 @@ def fit_posterior(
         if not history.ended:
             train_on_particles(density, particles.batches(256, generator), on_particles, update)
             history = Progress(ended="fitted to particles alone")
-        if isinstance(density, Flow) and not history.steps and (chosen.alpha is not None or chosen.by == "importance"):
+        if (
+            isinstance(density, Reparametrised)
+            and not history.steps
+            and (chosen.alpha is not None or chosen.by == "importance")
+        ):
             history = train_variational(
                 density,
                 target,
@@ -222,8 +225,8 @@ def _weighed(
 
 
 def _drawn(density: Density, n: int, generator: torch.Generator, wide: float = _WIDE) -> tuple[Tensor, Tensor]:
-    if isinstance(density, Flow):
-        found = draw(density, n, generator, wide)
+    if isinstance(density, Reparametrised):
+        found = density.draw(n, generator, wide)
         return found.x, found.log_q
     x = density.sample(n, seed=generator)
     return x, density.log_prob(x)

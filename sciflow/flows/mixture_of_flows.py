@@ -165,15 +165,20 @@ class MixtureOfFlows(Reparametrised):
         for k, flow in enumerate(self._flows()):
             flow.fit_preprocessing(y[labels == k], None if c is None else c[labels == k])
 
-    def set_up(self, x: Tensor, generator: torch.Generator) -> Self:
-        """Set each component up on those of the rows ``[n, *event_shape]`` that lie together, and weights on how many.
+    def set_up(self, x: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Self:
+        """Set each component up on rows that lie together, and weights on how many they are.
 
         A :class:`VariationalFlow` is set up by its own way, of any other flow the units are.
+
+        Args:
+            x: Rows ``[n, *event_shape]``.
+            generator: Of the set-up.
+            labels: Which component each row is for, ``[n]``; None for what a mixture of Gaussians says.
         """
         super().fit_preprocessing(x)
         with torch.no_grad():
             y = self.preprocess(x.to(self.dtype))[0]
-        labels = self._divided(y, generator)
+        labels = self._divided(y, generator) if labels is None else labels
         for k, flow in enumerate(self._flows()):
             rows = y[labels == k]
             if isinstance(flow, VariationalFlow):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
-from sciflow.flows import Reparametrised, VariationalFlow
+from sciflow.flows import MixtureOfFlows, Reparametrised, VariationalFlow
 from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.psis import USABLE, pareto_smoothed
@@ -70,8 +70,9 @@ def fit_posterior(
         event_shape: Shape of the event, where it is one tensor.
         parameters: Otherwise, constraints by name: ``real``, ``positive``, ``interval``, ``simplex``, ``ordered``; the
             Jacobians of what maps them to unconstrained numbers count.
-        family: ``"flow"``, ``"gaussian"`` (of full rank), ``"mixture"``, ``"realnvp"``, ``"nsf"``, ``"iaf"``,
-            ``"continuous"``; with options ``{"flow": {"num_transforms": 8}}``.
+        family: ``"flow"``, ``"gaussian"`` (of full rank), ``"mixture"`` (of flows, one a mode), ``"realnvp"``,
+            ``"nsf"``, ``"iaf"``, ``"continuous"``; with options ``{"flow": {"num_transforms": 8}}``,
+            ``{"mixture": {"num_components": 3}}``.
         objective: ``"reverse_kl"``, ``"iw_elbo"``, ``"alpha"``, ``"forward_kl"``; see
             :class:`~sciflow.inference.variational.objectives.Objective`.
         start: Where to look first, too: values by name, or an event; one, or a batch.
@@ -169,7 +170,7 @@ def fit_posterior(
 def _as_set_up(density: Density, target: LogDensity, generator: torch.Generator) -> Progress:
     """What a flow is like before it is trained; where that is enough, it says so."""
     progress = Progress()
-    if isinstance(density, VariationalFlow):
+    if isinstance(density, VariationalFlow | MixtureOfFlows):
         progress.add(0, *judged(density, target, generator))
         if progress.is_enough():
             progress.ended = f"{progress.ess[-1]:.0%} of draws in effect as it was set up"

@@ -134,6 +134,11 @@ class MixtureOfFlows(Reparametrised):
         return mixture.eval()
 
     @property
+    def flows(self) -> list[Flow]:
+        """The components."""
+        return list(self.components)  # type: ignore[arg-type]
+
+    @property
     def log_weights(self) -> Tensor:
         r""":math:`\log w`, ``[num_components]``."""
         return (PACE * self.raw_logits).log_softmax(0)
@@ -151,10 +156,10 @@ class MixtureOfFlows(Reparametrised):
             wide: Share of wide draws, see :meth:`draw`.
         """
         y, log_units = self.preprocess(x)
-        return torch.stack([flow.log_prob_of_draws(y, wide) for flow in self._flows()], 1) + log_units[:, None]
+        return torch.stack([flow.log_prob_of_draws(y, wide) for flow in self.flows], 1) + log_units[:, None]
 
     def fit_preprocessing(self, x: Any, context: Any = None) -> None:
-        """Fit units on training rows, of all and of each component; each begins where some of the rows lie together."""
+        """Fit units on training rows, of all and of each component, which begins where some rows lie together."""
         super().fit_preprocessing(x, context)
         rows, c, _ = self._rows(x, context)
         with torch.no_grad():
@@ -162,8 +167,10 @@ class MixtureOfFlows(Reparametrised):
         usable = torch.isfinite(y).flatten(1).all(1)
         y, c = y[usable], None if c is None else c[usable]
         labels = self._divided(y, torch.Generator().manual_seed(self.arguments["seed"] or 0))
-        for k, flow in enumerate(self._flows()):
-            flow.fit_preprocessing(y[labels == k], None if c is None else c[labels == k])
+        for k, flow in enumerate(self.flows):
+            places = _places(labels, k)
+            flow.fit_preprocessing(y[places], None if c is None else c[places])
+        self._set_shares(labels)
 
     def set_up(self, x: Tensor, generator: torch.Generator, labels: Tensor | None = None) -> Self:
         """Set each component up on rows that lie together, and weights on how many they are.
@@ -179,13 +186,13 @@ class MixtureOfFlows(Reparametrised):
         with torch.no_grad():
             y = self.preprocess(x.to(self.dtype))[0]
         labels = self._divided(y, generator) if labels is None else labels
-        for k, flow in enumerate(self._flows()):
-            rows = y[labels == k]
+        for k, flow in enumerate(self.flows):
+            rows = y[_places(labels, k)]
             if isinstance(flow, VariationalFlow):
                 flow.set_up(rows, generator)
             else:
                 flow.fit_preprocessing(rows)
-        self.set_log_weights(torch.bincount(labels, minlength=len(self.components)).to(y).log())
+        self._set_shares(labels)
         return self
 
     def draw(self, n: int, generator: torch.Generator, wide: float = 0.0) -> Draws:
@@ -213,13 +220,13 @@ class MixtureOfFlows(Reparametrised):
 
     def _drawn(self, counts: Sequence[int], generator: torch.Generator, wide: float = 0.0) -> Tensor:
         """So many draws of each component, one component after the other."""
-        pairs = zip(self._flows(), counts, strict=True)
+        pairs = zip(self.flows, counts, strict=True)
         y = torch.cat([flow.draw(size, generator, wide).x for flow, size in pairs if size])
         return self.preprocess.inverse(y)[0]  # type: ignore[operator]
 
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
         each = []
-        for flow in self._flows():
+        for flow in self.flows:
             rows, log_det = flow.preprocess(y)
             each.append(flow._log_prob(rows, flow._normalise_context(context)) + log_det)
         return torch.logsumexp(torch.stack(each, 1) + self.log_weights, 1)
@@ -244,7 +251,7 @@ class MixtureOfFlows(Reparametrised):
         labels = _chosen(n, self.log_weights.exp().to("cpu" if generator is None else generator.device), generator)
         labels = labels.to(self.device)
         y = torch.empty(n, *self.event_shape, dtype=self.dtype, device=self.device)
-        for k, flow in enumerate(self._flows()):
+        for k, flow in enumerate(self.flows):
             places = torch.nonzero(labels == k)[:, 0]
             c = None if context is None else flow._normalise_context(context[places])
             y[places] = flow.preprocess.inverse(flow._sample(len(places), c, generator))[0]  # type: ignore[operator]
@@ -255,9 +262,6 @@ class MixtureOfFlows(Reparametrised):
 
     def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
         raise ConfigError("MixtureOfFlows: a mixture has no one map from noise: sample from it, or take a component's")
-
-    def _flows(self) -> list[Flow]:
-        return list(self.components)  # type: ignore[arg-type]
 
     def _divided(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """Which component is to begin at each of the rows ``[n, *event_shape]``, ``[n]``, by a mixture of Gaussians."""
@@ -278,8 +282,12 @@ class MixtureOfFlows(Reparametrised):
                 labels[shares[:, k].topk(_FEWEST_ROWS).indices] = k
         return labels
 
+    def _set_shares(self, labels: Tensor) -> None:
+        # As if each had a row more: none is lost for good.
+        self.set_log_weights((torch.bincount(labels, minlength=len(self.components)) + 1.0).log())
+
     def __repr__(self) -> str:
-        names = ", ".join(dict.fromkeys(type(flow).__name__ for flow in self._flows()))
+        names = ", ".join(dict.fromkeys(type(flow).__name__ for flow in self.flows))
         return (
             f"MixtureOfFlows(event_shape={tuple(self.event_shape)}, {len(self.components)} of {names}, "
             f"{sum(p.numel() for p in self.parameters()):,} parameters)"
@@ -299,6 +307,12 @@ def _component(given: Any, event_shape: torch.Size, context_shape: ContextShape 
     if flow.preprocess.num_draws:
         raise ConfigError(f"MixtureOfFlows: component {name}: values on a grid are dequantised once: by its preprocess")
     return flow
+
+
+def _places(labels: Tensor, k: int) -> Tensor:
+    """Which rows a component begins at, ``[n]`` true or false; all, where there are none for it."""
+    own = labels == k
+    return own if own.any() else torch.ones_like(own)
 
 
 def _chosen(n: int, chances: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -22,6 +22,7 @@ from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
 from sciflow.inference.variational.pathfinder import pathfinder
 from sciflow.inference.variational.propriety import require_proper
+from sciflow.inference.variational.several_fits import several_fits
 from sciflow.inference.variational.training import Progress, judged, train_on_particles, train_variational
 from sciflow.progress import progress_bar
 
@@ -52,6 +53,10 @@ def fit_posterior(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     observed: Mapping[str, Any] | None = None,
+    num_fits: int = 1,
+    keep: str = "mixture",
+    num_workers: int | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> Posterior:
     r"""Fit a density to another that is known up to a constant, and say how good the fit is.
@@ -83,6 +88,12 @@ def fit_posterior(
         dtype: Of the rows; None for float64, or float32 where the function does not take float64.
         device: Where the fit runs.
         observed: What was observed, by name: kept for :meth:`~sciflow.inference.Posterior.to_arviz`.
+        num_fits: Fits from seeds of their own; see :func:`~sciflow.inference.variational.several_fits.several_fits`.
+        keep: Of several fits, ``"mixture"``: all of them, weighed; or ``"best"``: that of the highest ELBO among those
+            whose k-hat is usable.
+        num_workers: Fits at a time on Ray; None for all cores where there is an address, and otherwise fits in this
+            process.
+        address: Of a running Ray cluster; None with ``num_workers`` starts one on this machine for the time being.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -105,6 +116,7 @@ def fit_posterior(
         >>> abs(float(posterior.log_z) - 1.838) < 0.02  # log 2 pi
         True
     """
+    given = dict(locals())
     arguments = Arguments("fit_posterior")
     num_particles = arguments.whole("num_particles", num_particles, 64, 1 << 20)
     max_steps = arguments.whole("max_steps", max_steps, 0, 1 << 30)
@@ -113,6 +125,8 @@ def fit_posterior(
     generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
     target = LogDensity(log_density, event_shape, parameters, dtype, device)
     first = None if start is None else _start(target, start)
+    if num_fits != 1 or num_workers is not None or address is not None:
+        return several_fits(fit_posterior, _weighed, target, given)
     on_particles = min(_MOST_PARTICLE_STEPS, max_steps)
     # Networks draw their first weights from torch's own generator, which is the caller's.
     with (
@@ -193,7 +207,7 @@ class _Weighed:
 
 @torch.no_grad()
 def _weighed(
-    density: Density, target: LogDensity, particles: Annealed, generator: torch.Generator, num_draws: int
+    density: Density, target: LogDensity, particles: Annealed | None, generator: torch.Generator, num_draws: int
 ) -> _Weighed:
     rows: list[Tensor] = []
     ratios: list[Tensor] = []
@@ -210,7 +224,7 @@ def _weighed(
     plain, plain_q = _drawn(density, 4096, generator, wide=0.0)
     inside = target(plain) - plain_q
     usable = inside[torch.isfinite(inside)]
-    if k_hat > USABLE:
+    if k_hat > USABLE and particles is not None:
         particles.move(10)
         log_z = bridge(inside, particles.walkers.log_p - density.log_prob(particles.x))
     return _Weighed(

@@ -61,7 +61,7 @@ def several_fits(
     if not fits:
         _raise(failed)
     notes = [
-        f"Fit {number + 1} of {num_fits} failed: {type(error).__name__}: {first_line(error)}."
+        f"Fit {number + 1} of {num_fits} failed: {type(error).__name__}: {first_line(error).rstrip('.')}."
         for number, error in sorted(failed.items())
     ]
     posteriors = [fits[number] for number in sorted(fits)]

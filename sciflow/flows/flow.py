@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +13,11 @@ from torch import Tensor
 from sciflow.arguments import plain, seeded
 from sciflow.bijections import Angles, Bijection, context_preprocessing, preprocessing
 from sciflow.contexts import ContextShape
-from sciflow.density import Density, Likelihood, Status, checked_shape
+from sciflow.density import Likelihood, Status, checked_shape
 from sciflow.errors import ConfigError
-from sciflow.flows.base import Base, OnCircles, base_density
+from sciflow.flows.base import Base, FullGaussianMixture, OnCircles, base_density
 from sciflow.flows.context_features import ContextFeatures
+from sciflow.flows.reparametrised import Draws, Reparametrised, frozen
 from sciflow.kernels import repeated
 
 __all__ = ["Flow"]
@@ -22,7 +25,7 @@ __all__ = ["Flow"]
 _SAMPLE_ROWS = 65536  # drawn at a time: the splines of one row take some hundred times the memory of the row
 
 
-class Flow(Density):
+class Flow(Reparametrised):
     r"""The density of noise, seen through a bijection.
 
     .. math:: \log p_Y(y \mid c) = \log p_Z(z) + \log |\det \partial z / \partial y|, \qquad z = f(y \mid c)
@@ -40,6 +43,9 @@ class Flow(Density):
             as angles in [-pi, pi], and base and preprocessing are those of the others.
         arguments: The constructor's other arguments, as JSON can hold them.
     """
+
+    #: Whether log p of given rows costs one pass: then path gradients do, too.
+    one_pass: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,6 +76,38 @@ class Flow(Density):
     @property
     def latent_angles(self) -> Sequence[int]:
         return self.base.angles
+
+    def draw(self, n: int, generator: torch.Generator, wide: float = 0.0) -> Draws:
+        """Draw as :meth:`Reparametrised.draw` says; only a base of full Gaussians has heavy tails besides its own."""
+        if isinstance(self.base, FullGaussianMixture):
+            z, component = self.base.draw(n, generator, wide)
+            chosen = self.base.log_weights[component]
+            share = torch.exp(chosen - chosen.detach()) / n
+        else:
+            z = self.base.sample(n, generator, self.dtype, self.device)
+            share = z.new_full((n,), 1 / max(1, n))
+        y, log_det = self.transform.inverse(self._shaped(z))
+        x, log_units = self.preprocess.inverse(y.reshape(z.shape))  # type: ignore[operator]
+        return Draws(x, self._log_noise(z, wide) - log_det - log_units, share)
+
+    def draw_along_paths(self, n: int, generator: torch.Generator, even: bool = False) -> Draws:
+        drawn = self.draw(n, generator)
+        if not self.one_pass:
+            return drawn
+        with frozen(self):
+            return replace(drawn, log_q=self.log_prob(drawn.x))
+
+    def log_prob_of_draws(self, x: Tensor, wide: float) -> Tensor:
+        """log p ``[n]`` of rows ``[n, *event_shape]`` under what :meth:`draw` draws from, wide tails included."""
+        y, log_units = self.preprocess(x)
+        z, log_det = self.transform(self._shaped(y))
+        return self._log_noise(z.reshape(y.shape), wide) + log_det + log_units
+
+    def _log_noise(self, z: Tensor, wide: float) -> Tensor:
+        log_base = self.base.log_prob(z)
+        if not wide or not isinstance(self.base, FullGaussianMixture):
+            return log_base
+        return torch.logaddexp(math.log1p(-wide) + log_base, math.log(wide) + self.base.log_prob_wide(z))
 
     def _log_prob(self, y: Tensor, context: Tensor | None) -> Tensor:
         z, log_det = self.transform(self._shaped(y), context)

@@ -47,6 +47,7 @@ class IAF(Flow):
     """
 
     family = "iaf"
+    one_pass = False
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from sciflow.data.lock import writing
 from sciflow.data.place import require_apart
 from sciflow.data.store import is_url
 from sciflow.density import Density
-from sciflow.errors import ConfigError, RunError, SciflowError
+from sciflow.errors import ConfigError, RunError, SciflowError, first_line
 from sciflow.families import load as load_density
 from sciflow.model_file import weights_hash
 from sciflow.progress import progress_bar
@@ -28,7 +28,7 @@ from sciflow.scoring.score import BATCH_SIZE
 from sciflow.training.distributed import connected, last_line
 from sciflow.training.run import Run, require_ended
 
-__all__ = ["each_here", "each_on_ray", "require_gpu", "sample_on_ray", "score_on_ray"]
+__all__ = ["each_here", "each_on_ray", "require_gpu", "require_sendable", "sample_on_ray", "score_on_ray"]
 
 
 def score_on_ray(
@@ -264,6 +264,27 @@ def _num_slots(use_gpu: bool) -> int:
     return slots
 
 
+def require_sendable(function: Callable[..., Any], what: str) -> None:
+    """Refuse a function that workers cannot be given.
+
+    Args:
+        function: It goes by cloudpickle, which takes nested functions and lambdas, too.
+        what: It is, in the message.
+
+    Raises:
+        ConfigError: What it holds cannot be pickled.
+    """
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(function)
+    except Exception as error:
+        raise ConfigError(
+            f"{what}: cannot be sent to Ray's workers: {first_line(error)}. Open files, locks and connections within "
+            "the function, or fit in this process: leave num_workers and address out"
+        ) from None
+
+
 def each_here(work: Callable[[Any], object], items: Sequence[Any], what: str, progress: bool) -> None:
     """Do something with every item, one after the other."""
     with progress_bar(what, len(items), progress) as update:
@@ -280,6 +301,7 @@ def each_on_ray(
     use_gpu: bool,
     progress: bool,
     num_workers: int | None = None,
+    receive: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Do something with every item, one Ray task each; a bounded number of them is under way.
 
@@ -291,6 +313,8 @@ def each_on_ray(
         use_gpu: One GPU a task.
         progress: Show a progress bar on a terminal.
         num_workers: Tasks at a time; None for as many as the cluster has cores.
+        receive: Told, in this process, of each item and what ``work`` returned; or of the error, where its task failed
+            for good, and the others go on. None for nobody: the first failure ends all.
 
     Raises:
         ConfigError: There is no such cluster, or it has no GPU.
@@ -305,27 +329,37 @@ def each_on_ray(
         most = num_workers or 2 * max(1, have)
 
         @ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0, max_retries=3)
-        def task(item: Any) -> None:
-            work(item)
+        def task(item: Any) -> Any:
+            return work(item)
 
         def start(number: int) -> list[Any]:
-            return [task.remote(item) for _, item in zip(range(number), queue, strict=False)]
+            started = {task.remote(item): item for _, item in zip(range(number), queue, strict=False)}
+            item_of.update(started)
+            return [*started]
 
         queue = iter(items)
+        item_of: dict[Any, Any] = {}
         running = start(most)
         done = 0
         with progress_bar(what, len(items), progress) as update:
             while running:
                 finished, running = ray.wait(running, num_returns=1)
+                item = item_of.pop(finished[0])
                 try:
-                    ray.get(finished)
+                    result = ray.get(finished[0])
                 except ray.exceptions.RayError as error:
-                    for other in running:
-                        ray.cancel(other)
                     cause = getattr(error, "cause", None)
-                    if isinstance(cause, SciflowError):
-                        raise cause from None
-                    raise RunError(f"{what} failed: {last_line(cause or error)}; the same command goes on") from None
+                    result = cause if isinstance(cause, SciflowError) else None
+                    if receive is None:
+                        for other in running:
+                            ray.cancel(other)
+                        if result is not None:
+                            raise result from None
+                        said = last_line(cause or error)
+                        raise RunError(f"{what} failed: {said}; the same command goes on") from None
+                    result = result or RunError(f"its worker failed: {last_line(cause or error)}")
+                if receive is not None:
+                    receive(item, result)
                 done += 1
                 update(done, "")
                 running += start(1)

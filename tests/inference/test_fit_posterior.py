@@ -211,7 +211,10 @@ def test_every_start_leads_there(initial: str) -> None:
 def test_a_mode_that_particles_are_in_is_missed(annealed: float, said: int) -> None:
     """Only where their log Z is higher, by more than its error and by what matters."""
     particles = SimpleNamespace(evidence=Evidence(annealed, 0.02, "annealed"))
-    near, found = SimpleNamespace(initial="annealed", particles=particles), SimpleNamespace(log_z=Evidence(1.0, 0.01, "importance"))
+    near, found = (
+        SimpleNamespace(initial="annealed", particles=particles),
+        SimpleNamespace(log_z=Evidence(1.0, 0.01, "importance")),
+    )
     assert len(notes_on_modes(near, found)) == said  # type: ignore[arg-type]
 
 

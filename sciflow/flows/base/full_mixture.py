@@ -75,6 +75,11 @@ class FullGaussianMixture(Base):
         log_each = -0.5 * squares - log_scales - 0.5 * self.event_shape.numel() * math.log(2 * math.pi)
         return torch.logsumexp(log_each + self.log_weights, 1)
 
+    def shares(self, z: Tensor) -> Tensor:
+        """How likely each of rows ``[n, *event_shape]`` is of each Gaussian, ``[n, num_components]``, of sum 1."""
+        squares, log_scales = self._distances(z)
+        return torch.softmax(-0.5 * squares - log_scales + self.log_weights, 1)
+
     def log_prob_wide(self, z: Tensor) -> Tensor:
         """log p ``[n]`` of the same mixture with Student's t of 4 degrees of freedom in each Gaussian's place."""
         squares, log_scales = self._distances(z)
@@ -134,8 +139,7 @@ class FullGaussianMixture(Base):
             nearest = torch.minimum(nearest, (z - z[places[-1]]).square().sum(1))
         self._set(z[places], torch.linalg.cholesky(prior).expand(count, -1, -1), z.new_full((count,), 1 / count))
         for _ in range(_ROUNDS if count > 1 else 1):
-            squares, log_scales = self._distances(z)
-            shares = torch.softmax(-0.5 * squares - log_scales + self.log_weights, 1)
+            shares = self.shares(z)
             totals = shares.sum(0) + 1e-9
             means = shares.T @ z / totals[:, None]
             apart = z - means[:, None]

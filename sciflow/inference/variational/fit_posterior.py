@@ -16,6 +16,7 @@ from sciflow.inference.variational.approach import INITIALS, Approach
 from sciflow.inference.variational.fitting import fit_family, require_possible
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
+from sciflow.inference.variational.several_fits import several_fits
 from sciflow.inference.variational.training import Progress
 from sciflow.inference.variational.weighing import Weighed, weighed
 from sciflow.progress import progress_bar
@@ -42,6 +43,10 @@ def fit_posterior(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     observed: Mapping[str, Any] | None = None,
+    num_fits: int = 1,
+    keep: str = "mixture",
+    num_workers: int | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> Posterior:
     r"""Fit a density to another that is known up to a constant, and say how good the fit is.
@@ -60,9 +65,9 @@ def fit_posterior(
         event_shape: Shape of the event, where it is one tensor.
         parameters: Otherwise, constraints by name: ``real``, ``positive``, ``interval``, ``simplex``, ``ordered``; the
             Jacobians of what maps them to unconstrained numbers count.
-        family: ``"flow"``, ``"gaussian"`` (of full rank), ``"mixture"``, ``"realnvp"``, ``"nsf"``, ``"iaf"``,
-            ``"continuous"``, ``"diffusion"``; with options ``{"flow": {"num_transforms": 8}}``. A continuous flow
-            matches the particles. A diffusion
+        family: ``"flow"``, ``"gaussian"`` (of full rank), ``"mixture"`` (of flows, one a mode), ``"realnvp"``,
+            ``"nsf"``, ``"iaf"``, ``"continuous"``, ``"diffusion"``; with options ``{"flow": {"num_transforms": 8}}``,
+            ``{"mixture": {"num_components": 3}}``. A continuous flow matches the particles. A diffusion
             (:class:`~sciflow.inference.variational.diffusion_sampler.DiffusionSampler`) draws with the density's help:
             its log Z is that of its paths, and :meth:`~sciflow.inference.Posterior.load` needs ``log_density`` again.
         objective: ``"reverse_kl"``, ``"iw_elbo"``, ``"alpha"``, ``"forward_kl"``; see
@@ -78,6 +83,12 @@ def fit_posterior(
         dtype: Of the rows; None for float64, or float32 where the function does not take float64.
         device: Where the fit runs.
         observed: What was observed, by name: kept for :meth:`~sciflow.inference.Posterior.to_arviz`.
+        num_fits: Fits from seeds of their own; see :func:`~sciflow.inference.variational.several_fits.several_fits`.
+        keep: Of several fits, ``"mixture"``: all of them, weighed; or ``"best"``: that of the highest ELBO among those
+            whose k-hat is usable.
+        num_workers: Fits at a time on Ray; None for all cores where there is an address, and otherwise fits in this
+            process.
+        address: Of a running Ray cluster; None with ``num_workers`` starts one on this machine for the time being.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -100,6 +111,7 @@ def fit_posterior(
         >>> abs(float(posterior.log_z) - 1.838) < 0.02  # log 2 pi
         True
     """
+    given = dict(locals())
     arguments = Arguments("fit_posterior")
     num_particles = arguments.whole("num_particles", num_particles, 64, 1 << 20)
     max_steps = arguments.whole("max_steps", max_steps, 0, 1 << 30)
@@ -110,6 +122,8 @@ def fit_posterior(
     generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
     target = LogDensity(log_density, event_shape, parameters, dtype, device)
     first = None if start is None else _start(target, start)
+    if num_fits != 1 or num_workers is not None or address is not None:
+        return several_fits(fit_posterior, target, given)
     # Networks draw their first weights from torch's own generator, which is the caller's.
     with torch.random.fork_rng([]), progress_bar("fitting", max_steps, progress) as update:
         torch.manual_seed(seed % (1 << 63))

@@ -9,7 +9,7 @@ import torch
 
 from sciflow.density import Density
 from sciflow.errors import ConfigError, nearest
-from sciflow.flows import Flow, VariationalFlow
+from sciflow.flows import Flow, MixtureOfFlows, Reparametrised, VariationalFlow
 from sciflow.inference.variational.approach import Approach
 from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
 from sciflow.inference.variational.families import family_for, family_named
@@ -81,12 +81,12 @@ def fit_family(
     if name == "diffusion":
         return _diffusion(options, target, near, generator, max_steps, update)
     density = family_for(family, near.rows, generator)
-    if not isinstance(density, Flow):
+    if not isinstance(density, Reparametrised):
         return density, _on_particles(density, near, generator, max_steps, update)
     history = _as_set_up(density, target, generator)
     if history.ended:
         return density, history
-    if objective.name == "reverse_kl" and is_small(density) and max_steps:
+    if objective.name == "reverse_kl" and max_steps and isinstance(density, Flow) and is_small(density):
         return density, _by_sample_average(density, target, generator)
     if near.initial == "annealed":
         history = _on_particles(density, near, generator, max_steps, update)
@@ -96,10 +96,10 @@ def fit_family(
     return density, history
 
 
-def _as_set_up(density: Flow, target: LogDensity, generator: torch.Generator) -> Progress:
+def _as_set_up(density: Reparametrised, target: LogDensity, generator: torch.Generator) -> Progress:
     """What a flow is like before it is trained; where that is enough, it says so."""
     history = Progress()
-    if isinstance(density, VariationalFlow):
+    if isinstance(density, VariationalFlow | MixtureOfFlows):
         history.add(0, *judged(density, target, generator))
         if history.is_enough():
             history.ended = f"{history.ess[-1]:.0%} of draws in effect as it was set up"

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from sciflow.arguments import Arguments, named
-from sciflow.flows import Flow
-from sciflow.flows.base import FullGaussianMixture
-from sciflow.inference.variational.draws import draw, frozen, has_quick_encode
+from sciflow.flows import Reparametrised
 from sciflow.inference.variational.log_density import LogDensity
 
 __all__ = ["Objective", "objective_of"]
@@ -22,7 +20,7 @@ _LARGEST_ADVANTAGE = 20.0
 
 @dataclass(frozen=True)
 class Objective:
-    r"""A divergence between flow and density.
+    r"""A divergence between a density that draws with a gradient, and the target.
 
     With :math:`w_i = \tilde p(x_i) / q(x_i)` over groups of draws of q, and :math:`\hat w \propto w^{1 - \alpha}`
     of sum 1 in a group, the gradient is
@@ -32,7 +30,10 @@ class Objective:
 
     along the path of the draws alone, with no score term: at :math:`\alpha = 1` sticking the landing for the reverse KL
     (Roeder et al., arXiv:1703.09194), at 0 the doubly reparametrised one of the importance-weighted bound, between them
-    that of Rényi's (Tucker et al., arXiv:1810.04152). It vanishes for every draw where q is right.
+    that of Rényi's (Tucker et al., arXiv:1810.04152). It vanishes for every draw where q is right. Weights of
+    components have no path: theirs is the gradient of the reverse KL by what each draw counts
+    (:class:`~sciflow.flows.reparametrised.Draws`), which a mixture of flows knows exactly at :math:`\alpha = 1`, for it
+    then draws from every component alike.
 
     Forward KL raises log q at particles of the density, which covers every mode they are in.
 
@@ -50,12 +51,17 @@ class Objective:
     by: str = "annealing"
 
     def loss(
-        self, flow: Flow, density: LogDensity, size: int, generator: torch.Generator, particles: Callable[[], Tensor]
+        self,
+        flow: Reparametrised,
+        density: LogDensity,
+        size: int,
+        generator: torch.Generator,
+        particles: Callable[[], Tensor],
     ) -> Tensor:
         """A scalar whose gradient goes down the divergence.
 
         Args:
-            flow: Trained.
+            flow: What is trained.
             density: Target.
             size: Rows of a batch.
             generator: Of the draws.
@@ -65,26 +71,19 @@ class Objective:
             return -flow.log_prob(particles()).mean()
         if self.alpha is None:
             with torch.no_grad():
-                drawn = draw(flow, size, generator)
+                drawn = flow.draw(size, generator)
             weights = torch.softmax(density(drawn.x) - drawn.log_q, 0)
             used = weights > 0
             return -(weights[used] * flow.log_prob(drawn.x[used])).sum()
-        drawn = draw(flow, max(1, size // self.group) * self.group, generator)
+        size = max(1, size // self.group) * self.group
+        drawn = flow.draw_along_paths(size, generator, even=self.alpha == 1)
         log_p, usable = density.differentiable(drawn.x)
-        if has_quick_encode(flow):
-            with frozen(flow):
-                log_q = flow.log_prob(drawn.x)
-        else:
-            log_q = drawn.log_q
-        usable = usable & torch.isfinite(log_q)
-        log_w = torch.where(usable, log_p - log_q, 0.0)
-        shares = self._shares(log_w.detach(), usable)
-        loss = -(shares * log_w).sum() / (len(log_w) / self.group)
-        if drawn.component is not None:
-            loss = loss + _of_components(flow, drawn.component, log_w.detach(), usable)
-        return loss
+        usable = usable & torch.isfinite(drawn.log_q)
+        log_w = torch.where(usable, log_p - drawn.log_q, 0.0)
+        counts = self.group * self._counts(log_w.detach(), usable)
+        return -(drawn.share.detach() * counts * log_w).sum() + _of_shares(drawn.share, log_w.detach(), usable)
 
-    def _shares(self, log_w: Tensor, usable: Tensor) -> Tensor:
+    def _counts(self, log_w: Tensor, usable: Tensor) -> Tensor:
         """What each draw counts, of sum 1 in a group where alpha is 1; those without a density count nothing."""
         assert self.alpha is not None
         masked = torch.where(usable, (1 - self.alpha) * log_w, -torch.inf).reshape(-1, self.group)
@@ -143,9 +142,9 @@ def _only(arguments: Arguments, options: Mapping[str, Any], *known: str) -> None
     arguments.require("it", dict(options), set(options) <= set(known), expected)
 
 
-def _of_components(flow: Flow, component: Tensor, log_w: Tensor, usable: Tensor) -> Tensor:
-    """The gradient of the base's weights, which no path leads to: by the score, about the mean of the batch."""
-    assert isinstance(flow.base, FullGaussianMixture)
-    mean = log_w[usable].mean() if usable.any() else log_w.mean()
+def _of_shares(share: Tensor, log_w: Tensor, usable: Tensor) -> Tensor:
+    """The gradient of what each draw counts, about the mean of the batch."""
+    held = torch.where(usable, share.detach(), 0.0)
+    mean = (held * log_w).sum() / held.sum().clamp_min(torch.finfo(held.dtype).tiny)
     advantage = (log_w - mean).clamp(-_LARGEST_ADVANTAGE, _LARGEST_ADVANTAGE)
-    return -(torch.where(usable, advantage, 0.0) * flow.base.log_weights[component]).mean()
+    return -(share * torch.where(usable, advantage, 0.0)).sum()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sciflow.flows import Flow, VariationalFlow
-from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.log_density import LogDensity
 
 __all__ = ["is_small", "lower_sample_average"]
@@ -90,7 +89,7 @@ def _lowered(flow: Flow, target: LogDensity, count: int, seed: int) -> int:
 
 def _terms(flow: Flow, target: LogDensity, count: int, seed: int) -> Tensor:
     """``log q - log p`` of the draws that have one, ``[<= count]``."""
-    drawn = draw(flow, count, torch.Generator().manual_seed(seed))
+    drawn = flow.draw(count, torch.Generator().manual_seed(seed))
     log_p, usable = target.differentiable(drawn.x)
     return (drawn.log_q - log_p)[usable]
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sciflow.density import Density
-from sciflow.flows import Flow
+from sciflow.flows import Reparametrised
 from sciflow.inference.evidence import effective_share, importance
 from sciflow.inference.psis import GOOD, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed
-from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import Objective
 from sciflow.kernels import repeated
@@ -98,7 +97,7 @@ def train_on_particles(
 
 
 def train_variational(
-    flow: Flow,
+    flow: Reparametrised,
     target: LogDensity,
     objective: Objective,
     particles: Annealed | None,
@@ -190,11 +189,13 @@ def _step(density: Density, optimizer: torch.optim.Optimizer, loss: Tensor) -> N
 
 
 @torch.no_grad()
-def judged(flow: Flow, target: LogDensity, generator: torch.Generator) -> tuple[float, float, float, float, float]:
+def judged(
+    flow: Reparametrised, target: LogDensity, generator: torch.Generator
+) -> tuple[float, float, float, float, float]:
     """Evidence bound, its standard error, the effective share of draws, k-hat, and how far the bound is below log Z."""
     was_training = flow.training
     flow.eval()
-    drawn = draw(flow, _CHECK, generator)
+    drawn = flow.draw(_CHECK, generator)
     log_w = target(drawn.x) - drawn.log_q
     usable = torch.isfinite(log_w)
     flow.train(was_training)

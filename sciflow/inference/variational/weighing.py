@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from sciflow.density import Density
-from sciflow.flows import Flow
+from sciflow.flows import Reparametrised
 from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
 from sciflow.inference.psis import USABLE, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed
 from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
-from sciflow.inference.variational.draws import draw
 from sciflow.inference.variational.log_density import LogDensity
 
 __all__ = ["Weighed", "weighed"]
@@ -59,7 +58,7 @@ def weighed(
     target: LogDensity,
     generator: torch.Generator,
     num_draws: int,
-    particles: Callable[[], Annealed],
+    particles: Callable[[], Annealed] | None = None,
 ) -> Weighed:
     """Weigh draws of a fit, as many as log Z needs.
 
@@ -71,7 +70,7 @@ def weighed(
         target: What was fitted.
         generator: Of the draws.
         num_draws: At the least; more where log Z is not known to 0.005 nats.
-        particles: Gives annealed particles, where they are asked for.
+        particles: Gives annealed particles, where they are asked for; None for none.
     """
     rows: list[Tensor] = []
     ratios: list[Tensor] = []
@@ -83,8 +82,8 @@ def weighed(
         drawn += len(x)
     x, log_w = torch.cat(rows), torch.cat(ratios)
     smoothed, k_hat = pareto_smoothed(log_w)
-    # The bound is of draws without heavy tails, which flows alone have.
-    plain = _drawn(fitted, target, _PLAIN, generator)[1] if isinstance(fitted, Flow) else log_w
+    # The bound is of draws without heavy tails, which not all have.
+    plain = _drawn(fitted, target, _PLAIN, generator)[1] if isinstance(fitted, Reparametrised) else log_w
     inside = plain[torch.isfinite(plain)]
     # Of draws that are thrown away outside the support: E[log w | w > 0] + log P(w > 0) <= log Z.
     share = len(inside) / len(plain)
@@ -96,7 +95,9 @@ def weighed(
         effective_share(log_w),
         elbo,
         float(inside.std() / math.sqrt(max(1, len(inside)))),
-        importance(log_w, k_hat=k_hat) if k_hat <= USABLE else _by_particles(fitted, plain, particles()),
+        importance(log_w, k_hat=k_hat)
+        if k_hat <= USABLE or particles is None
+        else _by_particles(fitted, plain, particles()),
         1 - share,
     )
 
@@ -115,8 +116,8 @@ def _drawn(
     """Draws ``[n, d]`` of a fit and their log weights ``[n]``."""
     if isinstance(fitted, DiffusionSampler):
         return fitted.draw(n, generator)
-    if isinstance(fitted, Flow):
-        found = draw(fitted, n, generator, wide)
+    if isinstance(fitted, Reparametrised):
+        found = fitted.draw(n, generator, wide)
         x, log_q = found.x, found.log_q
     else:
         x = fitted.sample(n, seed=generator)

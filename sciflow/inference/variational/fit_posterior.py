@@ -11,11 +11,13 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED
+from sciflow.errors import ConfigError
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.variational.approach import INITIALS, Approach
 from sciflow.inference.variational.fitting import fit_family, require_possible
 from sciflow.inference.variational.log_density import LogDensity
 from sciflow.inference.variational.objectives import objective_of
+from sciflow.inference.variational.row_posterior import RowPosterior
 from sciflow.inference.variational.several_fits import several_fits
 from sciflow.inference.variational.training import Progress
 from sciflow.inference.variational.weighing import Weighed, weighed
@@ -38,7 +40,10 @@ def fit_posterior(
     start: Any = None,
     num_particles: int = 2048,
     max_steps: int = 3000,
-    num_draws: int = 1 << 14,
+    num_draws: int | None = None,
+    rows: Any = None,
+    log_likelihood: Callable[..., Any] | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -78,7 +83,15 @@ def fit_posterior(
         start: Where to look first, too: values by name, or an event; one, or a batch.
         num_particles: That are annealed, or draws of the Gaussian.
         max_steps: Of the divergence, at the most; and, up to 600, on particles before.
-        num_draws: That are weighted in the end, at the least; more where log Z is not known to 0.005 nats.
+        num_draws: That are weighted in the end, at the least; more where log Z is not known to 0.005 nats. None for
+            16,384, or fewer where there are so many ``rows`` that each draw takes long.
+        rows: Data that may be larger than memory, of whose rows the log likelihoods are added to ``log_density``, which
+            then is the prior: a store or its path, a split such as ``store.train``, or an array. They are read in
+            batches, and once more for the weights, which count every row; see
+            :class:`~sciflow.inference.variational.row_posterior.RowPosterior`.
+        log_likelihood: ``(rows, **parameters)`` of one draw: log p ``[m]`` of ``rows`` ``[m, ...]``; of an event,
+            ``(rows, x)``.
+        batch_size: Of rows; None for 512.
         seed: Of everything.
         dtype: Of the rows; None for float64, or float32 where the function does not take float64.
         device: Where the fit runs.
@@ -115,12 +128,25 @@ def fit_posterior(
     arguments = Arguments("fit_posterior")
     num_particles = arguments.whole("num_particles", num_particles, 64, 1 << 20)
     max_steps = arguments.whole("max_steps", max_steps, 0, 1 << 30)
-    num_draws = arguments.whole("num_draws", num_draws, 100, 1 << 24)
+    if num_draws is not None:
+        num_draws = arguments.whole("num_draws", num_draws, 100, 1 << 24)
     initial = arguments.choice("initial", initial, INITIALS)
     chosen = objective_of(objective)
     require_possible(family, chosen, initial)
     generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
-    target = LogDensity(log_density, event_shape, parameters, dtype, device)
+    if (rows is None) != (log_likelihood is None):
+        raise ConfigError(
+            "fit_posterior: rows= and log_likelihood= go together: the likelihood of rows is added to log_density, "
+            "which then is the prior"
+        )
+    if batch_size is not None:
+        arguments.require("batch_size", batch_size, rows is not None, "left out: there are no rows")
+        batch_size = arguments.whole("batch_size", batch_size, 1, 1 << 24)
+    target = (
+        LogDensity(log_density, event_shape, parameters, dtype, device)
+        if log_likelihood is None
+        else RowPosterior(log_density, log_likelihood, rows, event_shape, parameters, dtype, device, batch_size, seed)
+    )
     first = None if start is None else _start(target, start)
     if num_fits != 1 or num_workers is not None or address is not None:
         return several_fits(fit_posterior, target, given)
@@ -160,7 +186,7 @@ def _start(target: LogDensity, start: Any) -> Tensor:
 
 
 def _notes(target: LogDensity, history: Progress, found: Weighed) -> list[str]:
-    notes = []
+    notes = list(target.notes)
     counts = target.counts
     if counts.not_finite > _FEW * counts.asked:
         notes.append(

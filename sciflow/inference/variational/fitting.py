@@ -86,7 +86,13 @@ def fit_family(
     history = _as_set_up(density, target, generator)
     if history.ended:
         return density, history
-    if objective.name == "reverse_kl" and max_steps and isinstance(density, Flow) and is_small(density):
+    if (
+        objective.name == "reverse_kl"
+        and max_steps
+        and not target.is_random
+        and isinstance(density, Flow)
+        and is_small(density)
+    ):
         return density, _by_sample_average(density, target, generator)
     if near.initial == "annealed":
         history = _on_particles(density, near, generator, max_steps, update)

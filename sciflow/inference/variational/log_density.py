@@ -18,6 +18,7 @@ __all__ = ["Counts", "LogDensity"]
 
 Form = Literal["rows", "one", "loop"]
 _ROWS_AT_A_TIME = 1 << 15
+_DRAWS = 1 << 14
 
 
 @dataclass
@@ -102,6 +103,7 @@ class LogDensity:
         self.by_name = parameters is not None
         self.device = torch.device(device)
         self.counts = Counts()
+        self.notes: list[str] = []
         self._keywords = self.by_name and _takes_keywords(function, self.parameters.names)
         self.form, self.dtype = self._found_out(dtype)
 
@@ -109,6 +111,20 @@ class LogDensity:
     def num_features(self) -> int:
         """Length of a row."""
         return self.parameters.num_free
+
+    @property
+    def is_random(self) -> bool:
+        """Whether :meth:`differentiable` is an estimate, another one at every call."""
+        return False
+
+    @property
+    def exact(self) -> Callable[[Tensor], Tensor]:
+        """What is not estimated: rows ``[n, num_features]`` to their log density ``[n]``."""
+        return self
+
+    def enough_draws(self) -> int:
+        """How many draws are weighted in the end, where nothing else is asked for."""
+        return _DRAWS
 
     def __call__(self, u: Tensor) -> Tensor:
         """Log density of rows ``[n, num_features]``, ``[n]``; -inf where there is no finite value. No gradient."""
@@ -147,14 +163,21 @@ class LogDensity:
 
     def _counted(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Values, -inf where there are none; and the same with 0 there, through which gradients may go."""
+        raw = self._raw(u)
+        return self._masked(raw), torch.where(torch.isfinite(raw), raw, 0.0)
+
+    def _raw(self, u: Tensor) -> Tensor:
+        """Values as the function gives them, with the Jacobian."""
         constrained, log_det = self.parameters.unpack(u)
-        raw = self._ask(constrained, self.form).to(u.dtype) + log_det
-        finite = torch.isfinite(raw)
-        outside = torch.isneginf(raw)
-        self.counts.asked += len(u)
+        return self._ask(constrained, self.form).to(u.dtype) + log_det
+
+    def _masked(self, raw: Tensor) -> Tensor:
+        """Values, -inf where there are none; and count those."""
+        finite, outside = torch.isfinite(raw), torch.isneginf(raw)
+        self.counts.asked += len(raw)
         self.counts.outside += int(outside.sum())
         self.counts.not_finite += int((~finite & ~outside).sum())
-        return torch.where(finite, raw, -math.inf), torch.where(finite, raw, 0.0)
+        return torch.where(finite, raw, -math.inf)
 
     def _ask(self, values: dict[str, Tensor], form: Form) -> Tensor:
         if form == "rows":

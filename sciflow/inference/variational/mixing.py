@@ -24,7 +24,7 @@ _LEAST = 1e-4  # weight of a component that is kept
 
 
 def mixed(
-    posteriors: Sequence[Posterior], target: LogDensity, num_draws: int, seed: int
+    posteriors: Sequence[Posterior], target: LogDensity, num_draws: int | None, seed: int
 ) -> tuple[Posterior, list[float]]:
     """Put fits in one mixture, and weigh draws of it.
 

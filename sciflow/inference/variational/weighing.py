@@ -57,7 +57,7 @@ def weighed(
     fitted: Density | DiffusionSampler,
     target: LogDensity,
     generator: torch.Generator,
-    num_draws: int,
+    num_draws: int | None = None,
     particles: Callable[[], Annealed] | None = None,
 ) -> Weighed:
     """Weigh draws of a fit, as many as log Z needs.
@@ -69,13 +69,16 @@ def weighed(
         fitted: The fit.
         target: What was fitted.
         generator: Of the draws.
-        num_draws: At the least; more where log Z is not known to 0.005 nats.
+        num_draws: At the least; more where log Z is not known to 0.005 nats. None for as many as the target has enough
+            of.
         particles: Gives annealed particles, where they are asked for; None for none.
     """
+    num_draws = target.enough_draws() if num_draws is None else num_draws
+    most = num_draws if target.is_random else _MOST_DRAWS
     rows: list[Tensor] = []
     ratios: list[Tensor] = []
     drawn = 0
-    while drawn < num_draws or (drawn < _MOST_DRAWS and importance(torch.cat(ratios)).standard_error > _FINE_ENOUGH):
+    while drawn < num_draws or (drawn < most and importance(torch.cat(ratios)).standard_error > _FINE_ENOUGH):
         x, log_w = _drawn(fitted, target, min(_PART, num_draws), generator, _WIDE)
         rows.append(x)
         ratios.append(log_w)
@@ -83,7 +86,9 @@ def weighed(
     x, log_w = torch.cat(rows), torch.cat(ratios)
     smoothed, k_hat = pareto_smoothed(log_w)
     # The bound is of draws without heavy tails, which not all have.
-    plain = _drawn(fitted, target, _PLAIN, generator)[1] if isinstance(fitted, Reparametrised) else log_w
+    plain = (
+        _drawn(fitted, target, min(_PLAIN, num_draws), generator)[1] if isinstance(fitted, Reparametrised) else log_w
+    )
     inside = plain[torch.isfinite(plain)]
     # Of draws that are thrown away outside the support: E[log w | w > 0] + log P(w > 0) <= log Z.
     share = len(inside) / len(plain)
@@ -123,4 +128,4 @@ def _drawn(
         x = fitted.sample(n, seed=generator)
         log_q = fitted.log_prob(x)
     x = x.to(target.dtype)
-    return x, torch.where(torch.isfinite(log_q), target(x) - log_q, -math.inf)
+    return x, torch.where(torch.isfinite(log_q), target.exact(x) - log_q, -math.inf)

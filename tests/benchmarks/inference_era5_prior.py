@@ -110,8 +110,8 @@ def blended(
 class GaussianDenoiser(nn.Module):
     r"""The network whose answer makes the denoiser that of N(0, C), with C of a few modes and a floor for the rest.
 
-    .. math:: F = \sum_k u_k u_k^T x \, \frac{\sigma (\lambda_k - 1)}{\lambda_k + \sigma^2} \sqrt{1 + \sigma^2}
-                  \Big/ \sqrt{1 + \sigma^2}
+    .. math:: F = \sum_k u_k u_k^T z \, \frac{\sigma (\lambda_k - 1)}{\lambda_k + \sigma^2}, \qquad
+              z = \frac{x_t}{\sqrt{1 + \sigma^2}}
 
     in the parametrisation ``"edm"``, for events of unit size.
 

@@ -150,7 +150,7 @@ def predicted(model: Model, seen: Series, fit: Posterior) -> PosteriorPredictive
         return model.simulate(fit.parameters.unflatten(theta), seen, generator)
 
     return posterior_predictive(
-        fit.parameters.flatten(fit.resample(500, seed=2)), simulator, seen.value, statistics=statistics(seen), seed=0
+        fit.parameters.flatten(fit.resample(1000, seed=2)), simulator, seen.value, statistics=statistics(seen), seed=0
     )
 
 
@@ -209,7 +209,7 @@ def draw(
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    slug = "".join(letter if letter.isalnum() else "_" for letter in name)
+    slug = "_".join("".join(letter if letter.isalnum() else " " for letter in name).split())
 
     def save(figure: object, what: str) -> None:
         figure.savefig(folder / f"temperatures_{slug}_{what}.png", dpi=110)
@@ -223,7 +223,7 @@ def draw(
     forecasts = [model.forecasts(draws, series, first, ahead) for ahead in AHEAD]
     drawn = np.stack([(m + s * torch.randn(m.shape, generator=generator)).numpy() for m, s in forecasts], -1)
     truth = np.repeat(series.value[first:, None], len(AHEAD), 1)
-    names = [f"{ahead} days ahead" for ahead in AHEAD]
+    names = [f"{ahead} day{'s' * (ahead > 1)} ahead" for ahead in AHEAD]
     save(expected_coverage(drawn, truth, names=names).plot(), "coverage")
     figure, axes = pyplot.subplots(2, 1, figsize=(9, 5.5), layout="constrained", sharex=True)
     days = slice(-120, None)
@@ -242,7 +242,7 @@ def draw(
     for ax, (ahead, rank) in zip(axes, ranks.items(), strict=True):
         ax.hist(rank, bins=20, range=(0, 1), color="tab:blue", alpha=0.6)
         ax.axhline(len(rank) / 20, color="black", ls="--", lw=0.8)
-        ax.set(xlabel=f"rank, {ahead} days ahead")
+        ax.set(xlabel=f"rank, days ahead: {ahead}")
     save(figure, "ranks")
 
 

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from inference_era5_prior import TAPER_LENGTH, Fields, blended, clock, covariance_of, prior, times_of
+from inference_era5_prior import STARTS, Fields, blended, clock, covariance_of, prior, times_of
 from torch import Tensor
 
 import sciflow as sf
 
 LEVELS = (0.5, 0.8, 0.95)
 SETTINGS = {"batch_size": 64, "learning_rate": 5e-4, "patience": 1000}
-NUM_BLENDED, SHARE_AS_IS = 12_000, 0.5
+NUM_BLENDED = 12_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, help="folder to keep the trained prior in")
     parser.add_argument("--figures", type=Path, help="folder to draw into")
-    parser.add_argument("--steps", type=int, default=8000, help="of training")
+    parser.add_argument("--prior", default="gaussian", choices=STARTS, help="what the learned one starts from")
+    parser.add_argument("--as-is", type=float, default=0.5, help="share of training fields that are not blended")
+    parser.add_argument("--steps", type=int, default=5000, help="of training")
     parser.add_argument("--part", default="test", choices=["test", "validation"], help="of the days")
     parser.add_argument("--times", type=int, default=12, help="hours of them")
     parser.add_argument("--masks", type=int, default=2, help="choices of cells, of each hour")
@@ -78,13 +80,13 @@ def main() -> None:
     fields = Fields.read(given.data / "climate" / "era5-2mt-2019-03-uk.nc")
     train = fields.rows("train")
     learned = trained(fields, given)
-    plain = prior(train, fields.places, learned=False)
+    plain = prior(train, fields.places, None)
     plain.fit_preprocessing(train)
     plain.eval()
-    everything = torch.cat([train, fields.rows("validation")])
+    size, network = train.std(0).flatten().double(), plain.denoiser.network.network
     methods: dict[str, Method] = {
-        "kriging": kriging(everything, covariance_of(everything, fields.places, None), given),
-        "kriging, tapered": kriging(everything, covariance_of(everything, fields.places, TAPER_LENGTH), given),
+        "kriging": kriging(train, covariance_of(train, fields.places, None), given),
+        "kriging, tapered": kriging(train, size[:, None] * network.covariance() * size, given),
         "diffusion, nothing learned": diffusion(plain, False, given),
         "diffusion": diffusion(learned, True, given),
     }
@@ -109,15 +111,15 @@ def main() -> None:
 def trained(fields: Fields, given: argparse.Namespace) -> sf.diffusion.Diffusion:
     """The prior, from the folder of runs where it is there already."""
     rows, hours = fields.rows("train"), times_of(len(fields.anomaly), "train") % 24
-    model = prior(rows, fields.places, learned=True)
-    path = given.runs and given.runs / f"era5_prior_{given.steps}.pt"
+    model = prior(rows, fields.places, given.prior)
+    path = given.runs and given.runs / f"era5_{given.prior}_{given.as_is:g}_{given.steps}.pt"
     if path and path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
     generator = torch.Generator().manual_seed(0)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     made, made_hours = blended(rows, hours, fields.places, NUM_BLENDED, generator)
-    as_is = torch.randint(len(rows), (int(SHARE_AS_IS * NUM_BLENDED),), generator=generator)
+    as_is = torch.randint(len(rows), (round(given.as_is * NUM_BLENDED),), generator=generator)
     made[: len(as_is)], made_hours[: len(as_is)] = rows[as_is], hours[as_is]
     fit = sf.fit(
         model,
@@ -130,7 +132,11 @@ def trained(fields: Fields, given: argparse.Namespace) -> sf.diffusion.Diffusion
         progress=False,
         **SETTINGS,
     )
-    print(f"{fit}; {time.perf_counter() - began:.0f} s with the making of {NUM_BLENDED:,} fields out of {len(rows)}")
+    print(
+        f"{fit}, best of step {fit.best_step:,}; {NUM_BLENDED:,} fields made of {len(rows)}; "
+        f"{time.perf_counter() - began:.0f} s, of a core {time.process_time() - worked:.0f} s",
+        flush=True,
+    )
     if path:
         given.runs.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)

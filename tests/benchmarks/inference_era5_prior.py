@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from sciflow.nets.denoising_mlp import DenoisingMLP
 TEST_DAYS, GAP_DAYS, VALIDATION_DAYS = (8, 9, 19, 20, 29, 30), (7, 10, 18, 21, 28), (4, 14, 25)
 NUM_SOURCES, PATCH_LENGTH, HOURS_APART = 8, 150.0, 2  # of blended fields
 TAPER_LENGTH = 300.0  # km
+STARTS = ("gaussian", "perceptron")
 _CELL = 27.8  # km, a quarter of a degree of latitude
 
 
@@ -139,6 +141,12 @@ class GaussianDenoiser(nn.Module):
         factor, floor = (sigma * (of - 1) / (of + sigma.square()) for of in (self.eigenvalues, self.floor))
         return (floor * flat + ((factor - floor) * along) @ self.modes.T).reshape(x.shape)
 
+    def covariance(self) -> Tensor:
+        """Of the normalised events that it is the denoiser of, ``[d, d]``, float64."""
+        modes, floor = self.modes.double(), self.floor.double()
+        beyond = (modes * (self.eigenvalues.double() - floor)) @ modes.T
+        return beyond + floor * torch.eye(len(modes), dtype=torch.float64)
+
 
 class GaussianAndMore(GaussianDenoiser):
     """The Gaussian's denoiser, and a perceptron of its leading modes that learns what the Gaussian does not know.
@@ -193,15 +201,26 @@ def normalised_covariance(fields: Tensor, places: Tensor) -> Tensor:
     return covariance_of(rows, places, TAPER_LENGTH)
 
 
-def prior(fields: Tensor, places: Tensor, learned: bool, seed: int = 0, dropout: float = 0.1) -> sf.diffusion.Diffusion:
-    """A diffusion model of anomalies, not yet trained: the Gaussian that fits ``fields``, and what may be learned."""
-    covariance = normalised_covariance(fields, places)
-    torch.manual_seed(seed)
-    network = (
-        GaussianAndMore(covariance, 300, 100, 4, (384, 384, 384), dropout)
-        if learned
-        else GaussianDenoiser(covariance, 300)
-    )
+def prior(fields: Tensor, places: Tensor, start: str | None, seed: int = 0) -> sf.diffusion.Diffusion:
+    """A diffusion model of anomalies, not yet trained.
+
+    Args:
+        fields: ``[n, height, width]``, which say how events vary.
+        places: ``[height * width, 2]``, km.
+        start: Of what is learned: ``"gaussian"``, from the Gaussian of ``fields`` on; ``"perceptron"``, from nothing;
+            None for the Gaussian itself.
+        seed: Of the weights.
+    """
+    network: Any = {"mlp": {"hidden_features": (512, 512, 512), "num_frequencies": 0, "dropout": 0.1}}
+    if start != "perceptron":
+        covariance = normalised_covariance(fields, places)
+        torch.manual_seed(seed)
+        network = (
+            GaussianDenoiser(covariance, 300)
+            if start is None
+            else GaussianAndMore(covariance, 300, 100, 4, (384, 384, 384), 0.1)
+        )
+    context_shape = None if start is None else (4,)
     return sf.diffusion.Diffusion(
-        fields.shape[1:], context_shape=(4,) if learned else None, network=network, context_dropout=0.0, seed=seed
+        fields.shape[1:], context_shape=context_shape, network=network, context_dropout=0.0, seed=seed
     )

@@ -81,6 +81,7 @@ class TestPrior:
     def test_the_denoiser_is_the_gaussians(self, places):
         covariance = taper(places, 80.0) + 0.05 * torch.eye(SIZE).double()
         network = GaussianDenoiser(covariance, SIZE - 1)
+        torch.testing.assert_close(network.covariance(), covariance, atol=1e-5, rtol=1e-5)
         model = sf.diffusion.Diffusion(SHAPE, network=network, preprocess="none").eval()
         x = torch.randn(7, *SHAPE, generator=torch.Generator().manual_seed(0))
         for sigma in (0.05, 0.7, 20.0):

@@ -94,7 +94,7 @@ def against_chains(model: Model, seen: Series, fit: Posterior, given: argparse.N
         print("NumPyro is not installed: no reference")
         return
     began = time.perf_counter()
-    truth, r_hat = chains(model, seen, given.reference, 2, given.seed)
+    truth, r_hat, fewest = chains(model, seen, given.reference, 2, given.seed)
     seconds = time.perf_counter() - began
     true = fit.parameters.flatten(truth)
     for kind, values in (("as drawn", fit.sample(40_000, seed=1)), ("weighted", fit.resample(40_000, seed=1))):
@@ -102,7 +102,11 @@ def against_chains(model: Model, seen: Series, fit: Posterior, given: argparse.N
         mean = ((ours.mean(0) - true.mean(0)) / true.std(0)).abs().max()
         std = (ours.std(0) / true.std(0) - 1).abs().max()
         print(f"against NUTS, {kind}: means off by up to {mean:.3f} sd, sd by up to {100 * std:.1f} %")
-    print(f"NUTS: {len(true):,} draws, R-hat up to {r_hat:.4f}, {seconds:.0f} s")
+    own = fewest**-0.5, 100 * (2 * fewest) ** -0.5
+    print(
+        f"NUTS: {len(true):,} draws, R-hat up to {r_hat:.4f}, {seconds:.0f} s; they themselves know means to "
+        f"{own[0]:.3f} sd, sd to {own[1]:.1f} % (one standard error)"
+    )
 
 
 def statistics(series: Series) -> dict[str, Callable[[Tensor], Tensor]]:

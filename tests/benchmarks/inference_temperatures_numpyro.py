@@ -15,8 +15,10 @@ from torch import Tensor
 numpyro.enable_x64()
 
 
-def chains(model: Model, series: Series, num_draws: int, num_chains: int, seed: int) -> tuple[dict[str, Tensor], float]:
-    """Draws by name, ``[chains * draws, *shape]``, and the largest R-hat of a number."""
+def chains(
+    model: Model, series: Series, num_draws: int, num_chains: int, seed: int
+) -> tuple[dict[str, Tensor], float, float]:
+    """Draws by name, ``[chains * draws, *shape]``, the largest R-hat of a number, and the least effective draws."""
     value, design = jnp.asarray(series.value), jnp.asarray(series.design)
     angle = 2 * np.pi * (5 * np.arange(NUM_SEASONS) + 2.5) / YEAR
     waves = np.stack([f(k * angle) for k in range(1, NUM_HARMONICS + 1) for f in (np.cos, np.sin)], 1)
@@ -52,7 +54,8 @@ def chains(model: Model, series: Series, num_draws: int, num_chains: int, seed: 
     sampler.run(jax.random.PRNGKey(seed))
     found = numpyro.diagnostics.summary(sampler.get_samples(group_by_chain=True))
     worst = max(float(np.max(quantities["r_hat"])) for quantities in found.values())
+    fewest = min(float(np.min(quantities["n_eff"])) for quantities in found.values())
     draws = {name: torch.from_numpy(np.array(values)) for name, values in sampler.get_samples().items()}
     if model.order == 1:
         draws["phi"] = draws["phi"][:, 0]
-    return draws, worst
+    return draws, worst, fewest

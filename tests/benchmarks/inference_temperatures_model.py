@@ -81,13 +81,12 @@ class Model:
         Priors: :math:`\beta` normal, partial autocorrelations uniform, :math:`\sigma` half-normal of 5 K, harmonics of
         the noise's logarithm normal of 0.3.
         """
-        sums, counts = self._sums(series)
+        sums, counts, shifts = self._sums(series)
 
         def log_density(*, beta: Tensor, phi: Tensor, sigma: Tensor, season: Tensor | None = None) -> Tensor:
-            weights = -self.lags(phi)
-            steps = torch.cat([torch.ones_like(weights[..., :1]), weights], -1)  # of r_t, r_(t-1), ...
-            both = torch.cat([torch.ones_like(beta[..., :1]), -beta], -1)  # of x, h
-            way = (steps[..., :, None] * both[..., None, :]).flatten(-2)
+            lags = self.lags(phi)
+            left = beta - torch.einsum("...k,kij,...j->...i", lags, shifts.to(beta), beta)
+            way = torch.cat([torch.ones_like(lags[..., :1]), -lags, -left], -1)
             log_std = self.log_std(sigma, season)
             squares = torch.exp(-2 * log_std) @ sums.to(way)
             squares = (squares.unflatten(-1, (way.shape[-1],) * 2) * way[..., None] * way[..., None, :]).sum((-2, -1))
@@ -118,15 +117,23 @@ class Model:
         waves = torch.stack([f(k * middle) for k in range(1, NUM_HARMONICS + 1) for f in (torch.cos, torch.sin)])
         return log_sigma + season @ waves
 
-    def _sums(self, series: Series) -> tuple[Tensor, Tensor]:
-        """By season, products of everything that a residual is made of, ``[73, m * m]``, and the number of days."""
-        both = np.concatenate([series.value[:, None], series.design], 1)
-        days = np.arange(SKIPPED, len(both))
-        rows = np.concatenate([both[days - lag] for lag in range(self.order + 1)], 1)
-        season = series.season[days]
+    def _sums(self, series: Series) -> tuple[Tensor, Tensor, Tensor]:
+        """By season, products of what a step is made of, ``[73, m * m]``, and the days; and how the design moves.
+
+        What a step is made of: the day, the days before, and the design of the day; that of ``k`` days before is the
+        same times ``shifts[k - 1]``, ``[order, 6, 6]``, as those of waves and lines are.
+        """
+        days, design = np.arange(SKIPPED, len(series.value)), series.design
+        before = [series.value[days - lag][:, None] for lag in range(self.order + 1)]
+        rows, season = np.concatenate([*before, design[days]], 1), series.season[days]
         sums = np.stack([rows[season == s].T @ rows[season == s] for s in range(NUM_SEASONS)])
         counts = np.bincount(season, minlength=NUM_SEASONS)
-        return torch.from_numpy(sums.reshape(NUM_SEASONS, -1)), torch.from_numpy(counts).double()
+        shifts = [np.linalg.lstsq(design[days], design[days - lag], rcond=None)[0] for lag in range(1, self.order + 1)]
+        return (
+            torch.from_numpy(sums.reshape(NUM_SEASONS, -1)),
+            torch.from_numpy(counts).double(),
+            torch.from_numpy(np.stack(shifts)),
+        )
 
     def forecasts(self, draws: Mapping[str, Tensor], series: Series, first: int, ahead: int) -> tuple[Tensor, Tensor]:
         """Mean and deviation of every day from ``first`` on, given all days until ``ahead`` days before it.

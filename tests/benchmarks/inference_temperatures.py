@@ -229,7 +229,8 @@ def draw(
     drawn = np.stack([(m + s * torch.randn(m.shape, generator=generator)).numpy() for m, s in forecasts], -1)
     truth = np.repeat(series.value[first:, None], len(AHEAD), 1)
     names = [f"{ahead} day{'s' * (ahead > 1)} ahead" for ahead in AHEAD]
-    save(expected_coverage(drawn, truth, names=names).plot(), "coverage")
+    # Further ahead, one case depends on the next, and the test that goes with the figure takes them for independent.
+    save(expected_coverage(drawn[..., :2], truth[:, :2], names=names[:2]).plot(), "coverage")
     figure, axes = pyplot.subplots(2, 1, figsize=(9, 5.5), layout="constrained", sharex=True)
     days = slice(-120, None)
     for ax, place in zip(axes, (0, len(AHEAD) - 1), strict=True):

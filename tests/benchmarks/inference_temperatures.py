@@ -6,7 +6,8 @@
 Mean, trend, two harmonics of the year and an autoregression of the days around them are fitted to all but the last two
 years by ``fit_posterior``, and held against long chains of NumPyro's NUTS for the same density, written anew. The two
 years are forecast some days ahead from the posterior: intervals should hold as many days as they claim, and ranks be
-uniform. A posterior predictive check says what the first model lacks, and log Z what mending it is worth.
+uniform. A posterior predictive check says what the first model lacks, and log Z what mending it is worth. What is left
+is the shape of the noise: its tails are a little heavier than a normal's, and more so below.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def against_chains(model: Model, seen: Series, fit: Posterior, given: argparse.N
         mean = ((ours.mean(0) - true.mean(0)) / true.std(0)).abs().max()
         std = (ours.std(0) / true.std(0) - 1).abs().max()
         print(f"against NUTS, {kind}: means off by up to {mean:.3f} sd, sd by up to {100 * std:.1f} %")
-    own = fewest**-0.5, 100 * (2 * fewest) ** -0.5
+    own = fewest[0] ** -0.5, 100 * (2 * fewest[1]) ** -0.5
     print(
         f"NUTS: {len(true):,} draws, R-hat up to {r_hat:.4f}, {seconds:.0f} s; they themselves know means to "
         f"{own[0]:.3f} sd, sd to {own[1]:.1f} % (one standard error)"

@@ -17,8 +17,11 @@ numpyro.enable_x64()
 
 def chains(
     model: Model, series: Series, num_draws: int, num_chains: int, seed: int
-) -> tuple[dict[str, Tensor], float, float]:
-    """Draws by name, ``[chains * draws, *shape]``, the largest R-hat of a number, and the least effective draws."""
+) -> tuple[dict[str, Tensor], float, tuple[float, float]]:
+    """Draws by name, ``[chains * draws, *shape]``; the largest R-hat; least effective draws, for means and deviations.
+
+    Draws that go to and fro know means better than as many independent ones would, and deviations worse.
+    """
     value, design = jnp.asarray(series.value), jnp.asarray(series.design)
     angle = 2 * np.pi * (5 * np.arange(NUM_SEASONS) + 2.5) / YEAR
     waves = np.stack([f(k * angle) for k in range(1, NUM_HARMONICS + 1) for f in (np.cos, np.sin)], 1)
@@ -52,10 +55,12 @@ def chains(
         progress_bar=False,
     )
     sampler.run(jax.random.PRNGKey(seed))
-    found = numpyro.diagnostics.summary(sampler.get_samples(group_by_chain=True))
-    worst = max(float(np.max(quantities["r_hat"])) for quantities in found.values())
-    fewest = min(float(np.min(quantities["n_eff"])) for quantities in found.values())
+    by_chain = {name: np.array(values) for name, values in sampler.get_samples(group_by_chain=True).items()}
+    squares = {name: (values - values.mean((0, 1))) ** 2 for name, values in by_chain.items()}
+    measured = numpyro.diagnostics.effective_sample_size
+    worst = max(float(np.max(numpyro.diagnostics.split_gelman_rubin(values))) for values in by_chain.values())
+    of_means, of_squares = (min(float(np.min(measured(v))) for v in of.values()) for of in (by_chain, squares))
     draws = {name: torch.from_numpy(np.array(values)) for name, values in sampler.get_samples().items()}
     if model.order == 1:
         draws["phi"] = draws["phi"][:, 0]
-    return draws, worst, fewest
+    return draws, worst, (of_means, of_squares)

@@ -5,6 +5,8 @@
     python tests/benchmarks/inference.py sampler DATA         # the same densities as log_z, by a diffusion sampler
     python tests/benchmarks/inference.py c2st DATA            # amortised posteriors of five simulators
     python tests/benchmarks/inference.py calibration          # which diagnostic catches which wrong posterior
+    python tests/benchmarks/inference.py temperatures DATA    # daily temperatures: the posterior, and forecasts
+    python tests/benchmarks/inference.py era5 DATA            # fields of temperature from a few of their cells
 
 What stands behind the data is handed to the command's own file, where there is one.
 """
@@ -29,6 +31,8 @@ ELSEWHERE = {
     "sampler": "inference_sampler.py",
     "c2st": "inference_c2st.py",
     "calibration": "inference_calibration.py",
+    "temperatures": "inference_temperatures.py",
+    "era5": "inference_era5.py",
 }
 
 

@@ -147,6 +147,19 @@ class TestPosteriorPredictive:
         assert apart.distance_p_value < 0.01
         assert "do not go together" in apart.verdict
 
+    def test_says_so_where_draws_are_too_few_to_tell(self):
+        """Of a hundred draws, no one of five statistics is called odd: being first or last of them is not so rare."""
+        rng = np.random.default_rng(0)
+        draws, x = 0.01 * rng.normal(size=(99, 1)), 0.1 + rng.normal(size=4000)
+
+        def simulate(theta, rng):
+            return theta + rng.normal(size=(len(theta), 4000))
+
+        few = posterior_predictive(draws, simulate, x)
+        assert few.verdict.startswith("too few draws to tell: mean is beyond all that is predicted")
+        assert few.verdict.endswith("take 399 draws or more")
+        assert not posterior_predictive(np.tile(draws, (5, 1)), simulate, x).passed
+
     def test_same_seed_same_result_and_leaves_generators_alone(self):
         draws = np.random.default_rng(0).normal(size=(100, 2))
         x = np.zeros(30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -214,10 +215,23 @@ def _distance_p_value(rows: Floats) -> float:
     return float((distances >= distances[0]).mean())
 
 
+def _unless_too_few(names: list[str], values: Floats, level: float) -> str:
+    """What is to be said where a statistic is beyond all replicates, and there are too few for that to be rare."""
+    beyond = (values[0] < values[1:].min(0)) | (values[0] > values[1:].max(0))
+    needed = math.ceil(4 * len(names) / level) - 1  # two-sided, of all statistics, and of distance besides
+    if not beyond.any() or len(values) - 1 >= needed:
+        return ""
+    outside = [f"{names[place]} is beyond all that is predicted" for place in np.flatnonzero(beyond)]
+    return (
+        f"too few draws to tell: {words.enumerated(outside)}, and of {len(values) - 1:,} draws and {len(names)} "
+        f"statistics that is no rarer than the level: take {needed:,} draws or more"
+    )
+
+
 def _verdict(names: list[str], values: Floats, adjusted: Floats, distance: float, level: float) -> str:
     told = f"p = {min(1.0, 2 * min(float(adjusted.min()), distance)):.2g}"
     if min(float(adjusted.min()), distance) * 2 > level:
-        return f"data as observed are what the posterior predicts ({told})"
+        return _unless_too_few(names, values, level) or f"data as observed are what the posterior predicts ({told})"
     ways = []
     for place in np.argsort(adjusted, kind="stable"):
         if 2 * adjusted[place] <= level:

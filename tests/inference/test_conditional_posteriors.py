@@ -97,6 +97,18 @@ class TestEveryMethod:
         assert "0 failed" in repr(fitted)
 
 
+@pytest.mark.parametrize("method", ["fmpe", "npse"])
+def test_what_is_linear_and_gaussian_need_not_be_learned(method):
+    found = fit_conditional(
+        prior=PRIOR, simulator=simulate, num_simulations=1500, method=method, max_steps=1, progress=False, seed=0
+    )
+    assert len(found.densities) == 2
+    mean, covariance = moments(X)
+    draws = found.posterior(X).sample(2000, seed=0)
+    assert ((draws.mean(0) - mean).abs() / covariance.diagonal().sqrt()).max() < 0.15
+    assert torch.allclose(torch.cov(draws.T), covariance, atol=0.15 * float(covariance.diagonal().max()))
+
+
 @pytest.fixture(scope="module")
 def npe() -> ConditionalPosterior:
     """One that is fitted for some steps."""

@@ -7,7 +7,8 @@
 DATA holds a folder for each task, and ``published_c2st.csv``. The protocol is that of Lueckmann et al.,
 arXiv:2101.04653: 10,000 draws for each observation, told from 10,000 reference draws by a network of scikit-learn over
 five folds; the mean over ten observations. One recipe for all tasks: what the method does unasked, but for what
-``--settings`` says. What is done is added to ``--out``, a line each, and left out when the same command is run again.
+``--settings`` says. What is done is added to ``--out``, a line each, and left out when the same command is run again;
+posteriors are kept in a folder beside it, and used again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sbibm import TASKS, Observation, Task, c2st, observations, published
 from torch import Tensor
 
 from sciflow.config import from_yaml
-from sciflow.inference import fit_conditional
+from sciflow.inference import ConditionalPosterior, fit_conditional, load_conditional
 
 BUDGETS = {"1k": 1000, "10k": 10_000, "100k": 100_000}
 SEQUENTIAL = ("SNPE", "SNLE", "SNRE", "SMC-ABC")
@@ -57,7 +58,8 @@ def main() -> None:
             waiting = [n for n in range(len(seen)) if json.dumps([*key, n]) not in done]
             if not waiting:
                 continue
-            draw, seconds = fitted(TASKS[name], method, BUDGETS[options.budget], options.seed, options.settings)
+            kept = options.out.with_suffix("") / "-".join(map(str, key))
+            draw, seconds = fitted(TASKS[name], method, BUDGETS[options.budget], options.seed, options.settings, kept)
             for n in waiting:
                 found = judged(draw, seen[n], n)
                 tell(f"{name}, {method}, observation {n + 1}: {found:.4f} (fit {seconds:.0f} s)")
@@ -68,8 +70,11 @@ def main() -> None:
     show(options)
 
 
-def fitted(task: Task, method: str, budget: int, seed: int, settings: str) -> tuple[Draw, float]:
+def fitted(task: Task, method: str, budget: int, seed: int, settings: str, kept: Path) -> tuple[Draw, float]:
     """What draws posteriors, and the seconds that it took to learn them, simulations left out."""
+    seconds = kept / "seconds.txt"
+    if seconds.exists():
+        return drawn_by(load_conditional(kept, task.prior)), float(seconds.read_text())
     torch.manual_seed(seed)
     theta = task.prior.sample((budget,))
     x = task.simulate(theta)
@@ -79,11 +84,19 @@ def fitted(task: Task, method: str, budget: int, seed: int, settings: str) -> tu
     else:
         given: dict[str, Any] = from_yaml(settings)
         found = fit_conditional((theta, x), prior=task.prior, method=method, seed=seed, **given)
+        draw = drawn_by(found)
+    took = time.perf_counter() - began
+    if method != "sbi":
+        found.save(kept)
+        seconds.write_text(str(took))
+    return draw, took
 
-        def draw(observation: Tensor, number: int) -> Tensor:
-            return found.posterior(observation).sample(DRAWS, seed=number)
 
-    return draw, time.perf_counter() - began
+def drawn_by(found: ConditionalPosterior) -> Draw:
+    def draw(observation: Tensor, number: int) -> Tensor:
+        return found.posterior(observation).sample(DRAWS, seed=number)
+
+    return draw
 
 
 def peer(task: Task, theta: Tensor, x: Tensor, seed: int) -> Draw:

@@ -45,7 +45,7 @@ class ByLikelihood:
     @cached_property
     def _units(self) -> torch.nn.Module:
         """From parameters to unconstrained units."""
-        return preprocessing(self.prior.support.preprocess[:-1], (self.prior.num_parameters,)).double()
+        return preprocessing(self.prior.support.opening[:-1], (self.prior.num_parameters,)).double()
 
     def log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log p of observations ``[n, e]`` given parameters ``[n, d]``: ``[n]``."""

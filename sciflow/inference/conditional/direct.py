@@ -20,9 +20,10 @@ from sciflow.inference.conditional.wrapped import innermost
 
 __all__ = ["Direct", "Leakage", "exact_log_prob"]
 
-_LOOKED_AT = 10_000  # draws by which leakage is known
+# Draws by which leakage is known: of one observation, of each of many, and of all of those together.
+_LOOKED_AT, _LEAST_LOOKED_AT, _ALL_LOOKED_AT = 10_000, 1000, 100_000
 _MOST_TRIES = 200
-_AT_ONCE = 1 << 16
+_AT_ONCE, _OBSERVATIONS = 1 << 16, 64
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Direct:
 
     .. math:: p(\theta \mid x) = \frac{1[\theta \in \mathrm{supp}]}{1 - l(x)} \; \frac1K \sum_k q_k(\theta \mid x)
 
-    The leakage :math:`l` is nothing where the bijections of the densities open the support up.
+    The leakage :math:`l` is nothing where there are no bounds, or the bijections of the densities open them up. Else it
+    is estimated from draws.
 
     Attributes:
         densities: Fitted ones, which count the same.
@@ -121,17 +123,18 @@ class Direct:
         )
 
     def leakage(self, x: Tensor, seed: int = 0) -> list[Leakage]:
-        """How much leaks for each of the observations ``[cases, e]``."""
+        """How much leaks for each of the observations ``[cases, e]``: by fewer draws, where they are many."""
         if not self.can_leak:
             return [Leakage(0.0, 0.0)] * len(x)
         assert self.prior is not None
+        n = min(_LOOKED_AT, max(_LEAST_LOOKED_AT, _ALL_LOOKED_AT // max(1, len(x))))
         found = []
-        for row in x:
-            inside = self.prior.contains(self.draw(_LOOKED_AT, row[None], seed)[:, 0]).double()
-            share = 1 - float(inside.mean())
-            # Of a share that no draw has shown, the rule of three.
-            error = math.sqrt(share * (1 - share) / len(inside)) if 0 < share < 1 else 1.5 / len(inside)
-            found.append(Leakage(share, error))
+        for rows in x.split(_OBSERVATIONS):
+            inside = self.prior.contains(self.draw(n, rows, seed)).double().mean(0)
+            for share in (1 - inside).tolist():
+                # Of a share that no draw has shown, the rule of three.
+                error = math.sqrt(share * (1 - share) / n) if 0 < share < 1 else 1.5 / n
+                found.append(Leakage(share, error))
         return found
 
     def log_prob_uncut(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -169,7 +172,7 @@ class Direct:
 
 def _opened(densities: Sequence[Density], prior: Prior) -> bool:
     """Whether the densities have the bijections that the support needs: a user's own may not."""
-    needed = prior.support.preprocess
+    needed = prior.support.opening
     return all(_preprocess_of(density)[: len(needed) - 1] == needed[:-1] for density in densities)
 
 

@@ -61,8 +61,8 @@ def fit_conditional(
     .. math:: \min_q \; E_{\theta \sim p(\theta)} \, E_{x \sim p(x \mid \theta)} \, \big[ -\log q(\theta \mid x) \big]
 
     is smallest where :math:`q` is the posterior, for every observation at once. The simulator is called, and never
-    written down. Parameters with bounds are mapped to all real numbers by their prior's support, so that nothing leaks
-    out of it.
+    written down. Draws are within the support of the prior: half-lines are mapped to all real numbers, and of intervals
+    what leaks out is drawn again, and log p renormalised.
 
     Methods:
 

@@ -58,7 +58,7 @@ def load_conditional(path: str | Path, prior: Any = None, device: str | torch.de
     Args:
         path: A folder that :meth:`ConditionalPosterior.save` wrote.
         prior: The one that they were fitted with, which no file holds. Draws that leak out of its support are cut off
-            by it; those of bounded parameters mostly cannot. Method ``nle`` needs it.
+            by it. Method ``nle`` needs it.
         device: Where to put the densities.
 
     Raises:

@@ -231,17 +231,18 @@ class TestSampleAverage:
         assert (one.log_prob(x) - two.log_prob(x)).abs().mean() < 0.1
 
 
-class TestDiffusion:
-    @pytest.fixture(scope="class")
-    def diffused(self) -> Posterior:
-        options = {"diffusion": {"num_steps": 4, "hidden": 16}}
-        return fit_posterior(
-            lambda tau: 2 * torch.log(tau) - 2 * tau,
-            parameters={"tau": positive},
-            family=options,
-            **QUICK | {"max_steps": 60},
-        )
+@pytest.fixture(scope="module")
+def diffused() -> Posterior:
+    options = {"diffusion": {"num_steps": 4, "hidden": 16}}
+    return fit_posterior(
+        lambda tau: 2 * torch.log(tau) - 2 * tau,
+        parameters={"tau": positive},
+        family=options,
+        **QUICK | {"max_steps": 60},
+    )
 
+
+class TestDiffusion:
     def test_log_z_is_that_of_a_gamma(self, diffused: Posterior) -> None:
         truth = math.lgamma(3) - 3 * math.log(2)
         assert abs(float(diffused.log_z) - truth) < 0.02 + 3 * diffused.log_z.standard_error

@@ -50,10 +50,10 @@ class RowPosterior(LogDensity):
               + \frac{N}{|B|} \sum_{i \in B} \big( \ell_i(u) - w(\delta) \, T_i(\delta) \big), \qquad \delta = u - u^*
 
     where :math:`T_i` is the second-order expansion of a row's log likelihood at a centre :math:`u^*` near the mode, and
-    :math:`T` its sum over all rows, known from one pass. In the bulk of the posterior little is left for the batch to be wrong
-    in; far from it, where an expansion tells nothing, :math:`w` fades. Calls and :meth:`with_gradient` use rows
-    that are held in the place of a batch, always the same, as ascents and particles need it. :attr:`exact` goes through
-    all rows.
+    :math:`T` its sum over all rows, known from one pass. In the bulk of the posterior little is left for the batch to
+    be wrong in; far from it, where an expansion tells nothing, :math:`w` fades. Calls and :meth:`with_gradient` use
+    rows that are held in the place of a batch, always the same, as ascents and particles need it. :attr:`exact` goes
+    through all rows.
 
     Args:
         log_prior: Unnormalised log prior, as :class:`LogDensity` takes a density.

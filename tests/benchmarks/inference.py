@@ -7,6 +7,7 @@
     python tests/benchmarks/inference.py calibration          # which diagnostic catches which wrong posterior
     python tests/benchmarks/inference.py temperatures DATA    # daily temperatures: the posterior, and forecasts
     python tests/benchmarks/inference.py era5 DATA            # fields of temperature from a few of their cells
+    python tests/benchmarks/inference.py rows                 # given 10^4 to 10^6 rows of a store, beside NumPyro
 
 What stands behind the data is handed to the command's own file, where there is one.
 """
@@ -31,6 +32,7 @@ ELSEWHERE = {
     "sampler": "inference_sampler.py",
     "c2st": "inference_c2st.py",
     "calibration": "inference_calibration.py",
+    "rows": "inference_rows.py",
     "temperatures": "inference_temperatures.py",
     "era5": "inference_era5.py",
 }

@@ -23,7 +23,7 @@ _HELD = 1024  # rows that stay in memory; of as many or fewer, all are used ever
 _BATCH = 512
 _MOST_PASSES, _NEAR, _HALVINGS = 12, 1e-2, 8
 _REACH = 4.0  # of the expansions, in standard deviations
-_ASKED = 2e9  # terms of rows and draws that the last weighing may cost
+_ASKED = 5e8  # terms of rows and draws that the last weighing may cost
 _FEWEST = 1000
 
 

@@ -46,7 +46,7 @@ class GivenRows:
         >>> rows = GivenRows(np.arange(10.0).reshape(5, 2))
         >>> len(rows), rows.event_shape, [block.shape for block, _ in rows.in_order()]
         (5, (2,), [torch.Size([5, 2])])
-        >>> sorted(next(rows.shuffled(5, seed=0))[1])
+        >>> sorted(int(position) for position in next(rows.shuffled(5, seed=0))[1])
         [0, 1, 2, 3, 4]
     """
 

@@ -37,7 +37,7 @@ class RowTerms:
     Example:
         >>> terms = RowTerms(lambda rows, mu: -0.5 * (rows - mu) ** 2, Parameters({"mu": "real"}), True, torch.ones(4))
         >>> terms.total(torch.ones(4), torch.tensor([[0.0], [1.0]]))
-        tensor([-2., 0.], dtype=torch.float64)
+        tensor([-2.,  0.], dtype=torch.float64)
     """
 
     def __init__(self, function: Callable[..., Any], parameters: Parameters, by_name: bool, rows: Tensor) -> None:

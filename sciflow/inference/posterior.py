@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.density import MOST_SEED, Density
-from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
-from sciflow.families import load
-from sciflow.files import written_whole
+from sciflow.errors import ConfigError, nearest
 from sciflow.inference.evidence import Evidence
 from sciflow.inference.parameters import Parameters
+from sciflow.inference.posterior_files import read_posterior, write_posterior
 from sciflow.inference.psis import USABLE, verdict_on
-from sciflow.inference.variational.diffusion_sampler import DiffusionSampler, is_diffusion_sampler
-from sciflow.inference.variational.log_density import LogDensity
+from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
+from sciflow.inference.variational.log_density import EVENT
 from sciflow.likelihood import Likelihood
 
 if TYPE_CHECKING:
@@ -31,12 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["EVENT", "Posterior"]
-
-EVENT = "x"  # the name of an event that has none
-_FORMAT, _VERSION = "sciflow-posterior", 1
-_DESCRIPTION, _DRAWS = "posterior.json", "draws.safetensors"
-_PARTS = 1 << 15
+__all__ = ["Posterior"]
 
 
 @dataclass
@@ -274,29 +265,7 @@ class Posterior:
         Raises:
             ModelFileError: It cannot be written.
         """
-        folder = Path(path)
-        self.density.save(folder / "model")
-        description = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "parameters": self.parameters.to_json(),
-            "by_name": self.by_name,
-            "elbo": [self.elbo, self.elbo_error],
-            "log_z": [self.log_z.value, self.log_z.standard_error, self.log_z.method],
-            "ess": self.ess,
-            "k_hat": self.k_hat if math.isfinite(self.k_hat) else str(self.k_hat),
-            "notes": self.notes,
-            "history": self.history,
-        }
-        tensors = {"pool": self.pool.cpu().contiguous(), "log_weights": self.log_weights.cpu().contiguous()}
-        try:
-            with written_whole(folder / _DRAWS) as file:
-                file.write_bytes(safetensors.torch.save(tensors))
-            with written_whole(folder / _DESCRIPTION) as file:
-                file.write_text(json.dumps(description, indent=2))
-        except OSError as error:
-            raise ModelFileError(f"{folder}: cannot be written: {first_line(error)}") from None
-        return folder
+        return write_posterior(self, Path(path))
 
     @classmethod
     def load(
@@ -315,39 +284,7 @@ class Posterior:
         Raises:
             ModelFileError: A file is missing, damaged, or of another kind; or a diffusion lacks its ``log_density``.
         """
-
-        folder = Path(path)
-        try:
-            found = json.loads((folder / _DESCRIPTION).read_text())
-            if not isinstance(found, dict) or found.get("format") != _FORMAT:
-                raise ModelFileError(f"{folder / _DESCRIPTION}: not a description of a posterior")
-            if found["version"] != _VERSION:
-                raise ModelFileError(
-                    f"{folder / _DESCRIPTION}: version {found['version']!r}; this sciflow reads {_VERSION}"
-                )
-            tensors = safetensors.torch.load_file(folder / _DRAWS)
-            elbo, elbo_error = found["elbo"]
-            parameters = Parameters.from_json(found["parameters"])
-            return cls(
-                _density(folder / "model", parameters, found["by_name"], tensors["pool"].dtype, device, log_density),
-                parameters,
-                found["by_name"],
-                elbo,
-                elbo_error,
-                Evidence(*found["log_z"]),
-                found["ess"],
-                float(found["k_hat"]),
-                tensors["pool"],
-                tensors["log_weights"],
-                found["notes"],
-                found["history"],
-            )
-        except ModelFileError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, SciflowError, safetensors.SafetensorError) as error:
-            raise ModelFileError(
-                f"{folder}: cannot be read as a posterior: {type(error).__name__}: {first_line(error)}"
-            ) from None
+        return cls(**read_posterior(Path(path), device, log_density))
 
     def _rows(self, values: Any) -> tuple[Tensor, Tensor, torch.Size]:
         """Unconstrained rows ``[n, d]``, log-determinants of what maps them to values, and their shape."""
@@ -363,27 +300,6 @@ class Posterior:
     def _named(self, values: Any) -> dict[str, Tensor]:
         given = values if self.by_name else {EVENT: values}
         return {name: value.detach().cpu() for name, value in given.items()}
-
-
-def _density(
-    folder: Path,
-    parameters: Parameters,
-    by_name: bool,
-    dtype: torch.dtype,
-    device: str | torch.device,
-    log_density: Callable[..., Any] | None,
-) -> Density | DiffusionSampler:
-    """The fitted density of a folder."""
-    if not is_diffusion_sampler(folder):
-        return load(folder, device)
-    if log_density is None:
-        raise ModelFileError(
-            f"{folder}: a diffusion draws with the help of the density it was fitted to, which no file holds: "
-            "Posterior.load(path, log_density=...)"
-        )
-    event_shape = None if by_name else parameters[EVENT].shape
-    target = LogDensity(log_density, event_shape, parameters if by_name else None, dtype, device)
-    return DiffusionSampler.load(folder, target)
 
 
 def _places(names: Sequence[str], labels: list[str]) -> list[int]:

@@ -151,6 +151,13 @@ class TestSaved:
         draws = named.sample(10, seed=3)
         assert torch.allclose(back.log_prob(draws), named.log_prob(draws))
 
+    def test_what_was_observed_comes_back_with_it(self, tmp_path: Path) -> None:
+        seen = {"counts": torch.arange(6).reshape(2, 3), "mean": 0.5}
+        once = fit_posterior(gaussian, event_shape=(3,), family="gaussian", observed=seen, progress=False)
+        back = Posterior.load(once.save(tmp_path / "posterior")).observed
+        assert back["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert back["mean"] == 0.5
+
     def test_a_damaged_one_is_refused(self, named: Posterior, tmp_path: Path) -> None:
         folder = named.save(tmp_path / "posterior")
         (folder / "posterior.json").write_text("{}")

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sciflow.arguments import Arguments
+from sciflow.arrays import numbers
 from sciflow.density import MOST_SEED
 from sciflow.errors import ConfigError
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.variational.approach import INITIALS, Approach
 from sciflow.inference.variational.fitting import fit_family, require_possible
-from sciflow.inference.variational.log_density import LogDensity
+from sciflow.inference.variational.log_density import EVENT, LogDensity
 from sciflow.inference.variational.objectives import objective_of
 from sciflow.inference.variational.row_posterior import RowPosterior
 from sciflow.inference.variational.several_fits import several_fits
@@ -111,7 +112,7 @@ def fit_posterior(
         ConfigError: An argument is out of range or does not go with another, or a start does not fit its constraint.
         ShapeError: The function does not return one number an event.
         DerivativeError: What it returns has no gradient.
-        DataError: The function fails, is finite nowhere, or is improper.
+        DataError: The function fails, is finite nowhere, or is improper; what was observed is no numbers.
 
     Source:
         Rezende and Mohamed, arXiv:1505.05770; path gradients, Roeder et al., arXiv:1703.09194; annealed particles,
@@ -148,39 +149,24 @@ def fit_posterior(
         else RowPosterior(log_density, log_likelihood, rows, event_shape, parameters, dtype, device, batch_size, seed)
     )
     first = None if start is None else _start(target, start)
+    seen = {name: numbers(value, f"observed {name!r}") for name, value in (observed or {}).items()}
     if num_fits != 1 or num_workers is not None or address is not None:
-        return several_fits(fit_posterior, target, given)
+        return several_fits(fit_posterior, target, given | {"observed": seen})
     # Networks draw their first weights from torch's own generator, which is the caller's.
     with torch.random.fork_rng([]), progress_bar("fitting", max_steps, progress) as update:
         torch.manual_seed(seed % (1 << 63))
         near = Approach(target, generator, initial, num_particles, first)
         density, history = fit_family(family, target, near, chosen, generator, max_steps, update)
         found = weighed(density, target, generator, num_draws, lambda: near.particles)
-    return Posterior(
-        density,
-        target.parameters,
-        target.by_name,
-        found.elbo,
-        found.elbo_error,
-        found.log_z,
-        found.ess,
-        found.k_hat,
-        found.pool,
-        found.log_weights,
-        [*_notes(target, history, found), *notes_on_modes(near, found)],
-        {
-            "steps": history.steps,
-            "elbo": history.elbo,
-            "elbo_error": history.elbo_error,
-            "ess": history.ess,
-            "ended": history.ended,
-        },
-        dict(observed or {}),
-    )
+    notes = [*_notes(target, history, found), *notes_on_modes(near, found)]
+    told = {name: getattr(history, name) for name in ("steps", "elbo", "elbo_error", "ess", "ended")}
+    posterior = found.posterior(density, target, notes, told)
+    posterior.observed = seen
+    return posterior
 
 
 def _start(target: LogDensity, start: Any) -> Tensor:
-    values = start if target.by_name else {"x": start}
+    values = start if target.by_name else {EVENT: start}
     free = target.parameters.pack(values, dtype=target.dtype).to(target.device)
     return free.reshape(-1, target.num_features)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from sciflow.errors import ConfigError, DataError, DerivativeError, SciflowError, ShapeError, first_line
 from sciflow.inference.parameters import Parameters
 
-__all__ = ["Counts", "LogDensity"]
+__all__ = ["EVENT", "Counts", "LogDensity"]
+
+EVENT = "x"  # the name of an event that has none
 
 Form = Literal["rows", "one", "loop"]
 _ROWS_AT_A_TIME = 1 << 15
@@ -97,7 +99,7 @@ class LogDensity:
             size = (event_shape,) if isinstance(event_shape, int) else event_shape
             from sciflow.density import checked_shape
 
-            self.parameters = Parameters({"x": {"real": list(checked_shape(size, "event_shape"))}})
+            self.parameters = Parameters({EVENT: {"real": list(checked_shape(size, "event_shape"))}})
         else:
             self.parameters = parameters if isinstance(parameters, Parameters) else Parameters(parameters)
         self.by_name = parameters is not None
@@ -189,7 +191,7 @@ class LogDensity:
 
     def _call(self, values: dict[str, Tensor]) -> Tensor:
         if not self.by_name:
-            return self.function(values["x"])
+            return self.function(values[EVENT])
         return self.function(**values) if self._keywords else self.function(values)
 
     def _found_out(self, dtype: torch.dtype | None) -> tuple[Form, torch.dtype]:

@@ -49,21 +49,8 @@ def mixed(
     mixture = MixtureOfFlows.of([flows[k] for k in kept], log_weights[kept])
     found = weighed(mixture, target, generator, num_draws)
     first = posteriors[int(of_each.argmax())]
-    posterior = Posterior(
-        mixture,
-        first.parameters,
-        first.by_name,
-        found.elbo,
-        found.elbo_error,
-        found.log_z,
-        found.ess,
-        found.k_hat,
-        found.pool,
-        found.log_weights,
-        list(dict.fromkeys(note for posterior in posteriors for note in posterior.notes)),
-        dict(first.history),
-    )
-    return posterior, of_each.tolist()
+    notes = list(dict.fromkeys(note for posterior in posteriors for note in posterior.notes))
+    return found.posterior(mixture, target, notes, dict(first.history)), of_each.tolist()
 
 
 @torch.no_grad()

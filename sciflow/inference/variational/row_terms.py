@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sciflow.errors import ConfigError, DataError, DerivativeError, SciflowError, ShapeError, first_line
 from sciflow.inference.parameters import Parameters
+from sciflow.inference.variational.log_density import EVENT
 
 __all__ = ["RowTerms"]
 
@@ -80,7 +81,7 @@ class RowTerms:
 
     def _call(self, rows: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         if not self.by_name:
-            return self.function(rows, values["x"])
+            return self.function(rows, values[EVENT])
         return self.function(rows, **values) if self._keywords else self.function(rows, values)
 
     def _try(self, rows: Tensor) -> None:

@@ -71,7 +71,7 @@ def several_fits(fit: Callable[..., Posterior], target: LogDensity, given: Mappi
     else:
         result, weights = mixed(posteriors, target, once["num_draws"], child_seed(once["seed"], num_fits))
     result.notes = [*result.notes, *notes]
-    result.observed = dict(given["observed"] or {})
+    result.observed = given["observed"]
     result.history = {**result.history, "fits": [_told(posterior) for posterior in posteriors]}
     if weights is not None:
         result.history["weights"] = weights

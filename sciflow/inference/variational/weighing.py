@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from sciflow.density import Density
 from sciflow.flows import Reparametrised
 from sciflow.inference.evidence import Evidence, bridge, effective_share, importance
+from sciflow.inference.posterior import Posterior
 from sciflow.inference.psis import USABLE, pareto_smoothed
 from sciflow.inference.variational.annealing import Annealed
 from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
@@ -50,6 +52,25 @@ class Weighed:
     elbo_error: float
     log_z: Evidence
     outside: float
+
+    def posterior(
+        self, density: Density | DiffusionSampler, target: LogDensity, notes: list[str], history: dict[str, Any]
+    ) -> Posterior:
+        """The posterior that this says of ``density``, fitted to ``target``."""
+        return Posterior(
+            density,
+            target.parameters,
+            target.by_name,
+            self.elbo,
+            self.elbo_error,
+            self.log_z,
+            self.ess,
+            self.k_hat,
+            self.pool,
+            self.log_weights,
+            notes,
+            history,
+        )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch
 from torch.distributions import Distribution
 
 from sciflow.density import Density
+from sciflow.devices import checked_device
 from sciflow.errors import ConfigError, ModelFileError, SciflowError, first_line, nearest
 from sciflow.files import write_to_disk, written_whole
 
@@ -164,10 +165,7 @@ def load(path: str | Path, families: Mapping[str, type[Density]], device: str | 
     density.layout = description["layout"]
     density.context_columns = description["context_columns"]
     density.provenance = description["provenance"]
-    try:
-        return density.to(torch.device(device)).eval()
-    except (AssertionError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"device {device!r}: {first_line(error)}; give one that is here, such as 'cpu'") from None
+    return density.to(checked_device(device)).eval()
 
 
 def family_of(path: str | Path) -> str:

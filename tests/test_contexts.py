@@ -477,7 +477,7 @@ class TestFit:
     def test_scores_take_what_log_prob_takes(self) -> None:
         flow, x, contexts = small(KINDS), np.random.default_rng(0).normal(size=(30, 2)), draw(30, 0)
         expected = flow.log_prob(x, contexts).numpy()
-        np.testing.assert_allclose(sf.score(flow, x, context=contexts, batch_size=7).log_prob, expected, atol=1e-5)
+        np.testing.assert_allclose(sf.score(flow, x, context=contexts, batch_size=7).log_prob, expected, rtol=1e-5)
         label = small(Label(4))
         scores = sf.score(label, x, context=contexts["season"], batch_size=7)
         np.testing.assert_allclose(scores.log_prob, label.log_prob(x, contexts["season"]), atol=1e-5)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sciflow.errors import ConfigError, ShapeError
 
-__all__ = ["Constraint", "grow", "off", "ungrow"]
+__all__ = ["Constraint", "grow", "most_grown", "off", "ungrow"]
 
 
 class Constraint(ABC):
@@ -81,6 +81,13 @@ class Constraint(ABC):
             wrong = value[~inside][0].tolist()
             raise ConfigError(f"{what} = {wrong} does not fit {self!r}: it must be {self.description}")
 
+    def reach(self, dtype: torch.dtype) -> Tensor:
+        """How far out unconstrained numbers stand for the values of the formula: ``[num_free]``, inf for any distance.
+
+        Further out floats hold no such values, and the bijection goes on in another way.
+        """
+        return torch.full((self.num_free,), math.inf, dtype=dtype)
+
     def _flat(self, value: Tensor) -> Tensor:
         """Values as rows ``[*batch, numbers]``."""
         return value.reshape(*value.shape[: value.ndim - len(self.shape)], self.shape.numel())
@@ -121,16 +128,21 @@ class Constraint(ABC):
         return hash(repr(self))
 
 
+def most_grown(dtype: torch.dtype) -> float:
+    """How far out the exponential of :func:`grow` is one: what floats hold well."""
+    return 0.8 * math.log(torch.finfo(dtype).max)
+
+
 def grow(free: Tensor) -> tuple[Tensor, Tensor]:
     """The exponential and the logarithm of its slope: a line above and a hyperbola below what floats hold well."""
-    limit = 0.8 * math.log(torch.finfo(free.dtype).max)
+    limit = most_grown(free.dtype)
     inner, over, under = free.clamp(-limit, limit), (free - limit).clamp_min(0), (-limit - free).clamp_min(0)
     return inner.exp() * (1 + over) / (1 + under), inner - 2 * torch.log1p(under)
 
 
 def ungrow(value: Tensor) -> Tensor:
     """The inverse of :func:`grow`, of numbers above zero."""
-    limit = 0.8 * math.log(torch.finfo(value.dtype).max)
+    limit = most_grown(value.dtype)
     over, under = (value * math.exp(-limit) - 1).clamp_min(0), (math.exp(-limit) / value - 1).clamp_min(0)
     return value.log().clamp(-limit, limit) + over - under
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sciflow.errors import ConfigError, nearest
-from sciflow.inference.constraint import Constraint, grow, off, ungrow
+from sciflow.inference.constraint import Constraint, grow, most_grown, off, ungrow
 from sciflow.inference.intervals import Interval
 
 __all__ = [
@@ -113,6 +113,11 @@ class Ordered(Constraint):
 
     def options(self) -> dict[str, Any]:
         return {"k": self.shape[0]}
+
+    def reach(self, dtype: torch.dtype) -> Tensor:
+        reach = super().reach(dtype)
+        reach[1:] = most_grown(dtype)
+        return reach
 
     def _inside(self, value: Tensor) -> Tensor:
         return (value.diff(dim=-1) > 0).all(-1)

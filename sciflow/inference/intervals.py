@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sciflow.arguments import is_number
 from sciflow.arrays import as_tensor
 from sciflow.errors import ConfigError, DataError, ShapeError
-from sciflow.inference.constraint import Constraint, grow, off, ungrow
+from sciflow.inference.constraint import Constraint, grow, most_grown, off, ungrow
 from sciflow.shapes import checked_shape
 
 __all__ = ["Interval"]
@@ -91,6 +91,10 @@ class Interval(Constraint):
             for bound in (self.low, self.high)
         )
         return _infinite_to_none(low), _infinite_to_none(high)
+
+    def reach(self, dtype: torch.dtype) -> Tensor:
+        one_sided = self.low.isfinite() ^ self.high.isfinite()
+        return super().reach(dtype).masked_fill(one_sided, most_grown(dtype))
 
     def _inside(self, value: Tensor) -> Tensor:
         flat = self._flat(value)

@@ -87,6 +87,10 @@ class Parameters(Mapping[str, Constraint]):
             for place in itertools.product(*map(range, constraint.shape))
         ]
 
+    def reach(self, dtype: torch.dtype) -> Tensor:
+        """How far out each unconstrained number stands for a value that floats hold, ``[num_free]``."""
+        return torch.cat([constraint.reach(dtype) for constraint in self.values()])
+
     def unpack(self, free: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Map unconstrained rows to values by name.
 

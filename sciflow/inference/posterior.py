@@ -114,7 +114,7 @@ class Posterior:
             As :meth:`sample`.
         """
         arguments = Arguments("Posterior.resample")
-        n = arguments.whole("n", n, 1, 1 << 40)
+        n = arguments.whole("n", n, 0, 1 << 40)
         generator = torch.Generator().manual_seed(arguments.whole("seed", seed, 0, MOST_SEED))
         ends = self.log_weights.double().cpu().exp().cumsum(0)
         at = (torch.arange(n, dtype=torch.float64) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
@@ -213,7 +213,7 @@ class Posterior:
         import numpy as np
         import xarray as xr
 
-        count = min(num_draws, len(self.pool))
+        count = min(Arguments("Posterior.to_arviz").whole("num_draws", num_draws, 1, 1 << 40), len(self.pool))
 
         def group(values: Mapping[str, Tensor]) -> xr.Dataset:
             return xr.Dataset(

@@ -82,6 +82,17 @@ class TestEveryConstraint:
             (gradient,) = torch.autograd.grad(of, free, retain_graph=True)
             assert gradient.isfinite().all()
 
+    def test_values_follow_the_formula_as_far_as_it_reaches(self, constraint: Constraint) -> None:
+        """An exponential doubles for every log 2, up to where floats end, and no further."""
+        reach = constraint.reach(torch.float64)
+        assert reach.shape == (constraint.num_free,)
+        for place in torch.nonzero(reach.isfinite())[:, 0].tolist():
+            far = torch.zeros(3, constraint.num_free, dtype=torch.float64)
+            far[:, place] = reach[place] + torch.tensor([-2.0, -1.0, 1.0]) * math.log(2)
+            log_det = constraint.from_free(far)[1]
+            assert log_det.diff()[0] == pytest.approx(math.log(2), abs=1e-3)
+            assert log_det.diff()[1] < 1.9 * math.log(2)
+
     def test_json(self, constraint: Constraint) -> None:
         text = json.dumps(constraint.to_json(), allow_nan=False)
         again = as_constraint(json.loads(text))

@@ -132,6 +132,8 @@ class TestNamedParameters:
     def test_arviz_reads_it(self, named: Posterior) -> None:
         named.observed = {"y": np.arange(4.0)}
         tree = named.to_arviz(num_draws=100)
+        with pytest.raises(ConfigError, match="num_draws must be 1"):
+            named.to_arviz(num_draws=-1)
         assert dict(tree["posterior"].sizes) == {"chain": 1, "draw": 100, "p_dim_0": 3, "cut_dim_0": 2}
         assert tree["sample_stats"].attrs["k_hat"] == named.k_hat
         assert tree["observed_data"]["y"].shape == (4,)
@@ -226,6 +228,16 @@ def test_a_mode_that_particles_are_in_is_missed(annealed: float, said: int) -> N
 
 
 class TestSampleAverage:
+    def test_a_density_with_a_hole(self) -> None:
+        """Draws fall in and out of it as the Gaussian moves, and the divergence of the others jumps."""
+
+        def holed(x: Tensor) -> Tensor:
+            return torch.where(x[..., 0] > 1, math.nan, -0.5 * x.square().sum(-1))
+
+        posterior = fit_posterior(holed, event_shape=2, family="gaussian", **QUICK)
+        truth = math.log(math.pi * (1 + math.erf(1 / math.sqrt(2))))
+        assert abs(float(posterior.log_z) - truth) < 0.02 + 3 * posterior.log_z.standard_error
+
     def test_a_gaussian_ends_where_the_divergence_is_least(self) -> None:
         """On a banana, where the bound of a Gaussian can be written down."""
         bound = fit_posterior(banana, event_shape=2, family="gaussian", **QUICK)
@@ -287,7 +299,9 @@ def best_gaussian_bound() -> float:
 def test_every_objective_goes_down(objective: Any) -> None:
     """On a banana, from a Gaussian: each brings more draws into effect."""
     straight = fit_posterior(banana, event_shape=2, family="gaussian", **QUICK | {"max_steps": 0})
-    bent = fit_posterior(banana, event_shape=2, objective=objective, **QUICK)
+    bent = fit_posterior(
+        banana, event_shape=2, objective=objective, family={"flow": {"num_transforms": 2}}, **QUICK | {"max_steps": 50}
+    )
     assert bent.ess > 1.2 * straight.ess
     assert abs(float(bent.log_z) - math.log(math.pi)) < 0.03 + 3 * bent.log_z.standard_error
 
@@ -303,7 +317,9 @@ class TestBadInput:
         assert abs(float(posterior.log_z) - truth) < 0.03 + 3 * posterior.log_z.standard_error
 
     @pytest.mark.parametrize(
-        "improper", [lambda x: 0 * x.sum(-1), lambda x: -0.5 * x[..., 0] ** 2 + 0 * x[..., 1]], ids=["flat", "in one"]
+        "improper",
+        [lambda x: 0 * x.sum(-1), lambda x: -0.5 * x[..., 0] ** 2 + 0 * x[..., 1], lambda x: x.sum(-1)],
+        ids=["flat", "in one", "rising"],
     )
     def test_an_improper_density_is_refused(self, improper: Any) -> None:
         with pytest.raises(DataError, match=r"improper.*grow without bound"):
@@ -312,6 +328,18 @@ class TestBadInput:
     def test_an_improper_parameter_is_named(self) -> None:
         with pytest.raises(DataError, match="along tau"):
             fit_posterior(lambda mu, tau: -0.5 * mu**2 + 0 * tau, parameters={"mu": real, "tau": positive}, **QUICK)
+
+    @pytest.mark.parametrize(
+        "improper", [lambda x: -torch.log(x), lambda x: -torch.log(x) - x], ids=["at both ends", "at 0"]
+    )
+    def test_a_pole_that_has_no_integral(self, improper: Any) -> None:
+        """Flat as far as floats hold the logarithm."""
+        with pytest.raises(DataError, match="improper: far out along x"):
+            fit_posterior(improper, parameters={"x": positive}, **QUICK)
+
+    def test_one_that_has_an_integral(self) -> None:
+        posterior = fit_posterior(lambda x: -0.9 * torch.log(x) - x, parameters={"x": positive}, **QUICK)
+        assert abs(float(posterior.log_z) - math.lgamma(0.1)) < 0.02 + 3 * posterior.log_z.standard_error
 
     def test_a_heavy_tail_is_not_taken_for_improper(self) -> None:
         posterior = fit_posterior(lambda x: -torch.log1p(x.square()).sum(-1), event_shape=1, **QUICK)
@@ -330,6 +358,7 @@ class TestBadInput:
         [
             ({"family": "nfs"}, "did you mean nsf"),
             ({"objective": "reverse"}, "objective"),
+            ({"observed": np.ones(3)}, "observed must be a mapping"),
             ({"max_steps": -1}, "max_steps"),
             ({"seed": -1}, "seed"),
             ({"initial": "laplas"}, "did you mean laplace"),

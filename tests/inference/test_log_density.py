@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,33 @@ class TestBadInput:
     def test_a_function_that_fails(self) -> None:
         with pytest.raises(DataError, match="no such file"):
             LogDensity(lambda x: (_ for _ in ()).throw(OSError("no such file")), event_shape=(3,))
+
+    def test_one_that_fails_somewhere_else(self) -> None:
+        def small(x: Tensor) -> Tensor:
+            if bool((x > 1).any()):
+                raise ValueError("too large")
+            return normal(x)
+
+        with pytest.raises(DataError, match=r"some of 1 places.*too large.*-inf where the density is zero"):
+            LogDensity(small, event_shape=3)(torch.full((1, 3), 2.0, dtype=torch.float64))
+
+    def test_complex_numbers(self) -> None:
+        with pytest.raises(ShapeError, match="complex"):
+            LogDensity(lambda x: normal(x) * (1 + 0j), event_shape=3)
+
+    def test_draws_of_its_own_are_noted(self) -> None:
+        assert not LogDensity(normal, event_shape=3).notes
+        (note,) = LogDensity(lambda x: normal(x) + torch.randn(()), event_shape=3).notes
+        assert "other values when it is asked again" in note
+
+    def test_another_name_than_that_of_the_parameter(self) -> None:
+        with pytest.raises(DataError, match="one mapping, since it does not take tau by keyword"):
+            LogDensity(lambda mu: -0.5 * mu**2, parameters={"tau": "real"})
+
+    @pytest.mark.parametrize("wrong", [{"dtype": torch.int32}, {"dtype": "float64"}, {"device": "cuda:99"}], ids=str)
+    def test_what_it_cannot_be_computed_in(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            LogDensity(normal, event_shape=3, **wrong)
 
     def test_neither_event_nor_parameters(self) -> None:
         with pytest.raises(ConfigError, match="give event_shape, or parameters"):

@@ -16,6 +16,7 @@ from sciflow.inference.variational.propriety import require_proper
 __all__ = ["INITIALS", "Approach"]
 
 INITIALS = ("annealed", "pathfinder", "laplace")
+_RUNAWAYS = 256  # draws
 _WIDENED = 2.0  # standard deviations of the Gaussian that particles start from, over those that were found
 
 
@@ -52,6 +53,9 @@ class Approach:
         self.initial = initial
         self._target, self._generator, self._num_rows = target, generator, num_rows
         self._paths = pathfinder(target, generator, start=start)
+        if self._paths.unsettled == len(self._paths.heights):
+            # Nowhere to stop: as a rule there is none, and annealing would take long to find that out.
+            require_proper(target, self._paths.best().sample(_RUNAWAYS, generator), generator, least_scale=1.0)
         require_proper(target, self.rows, generator)
 
     @cached_property

@@ -149,6 +149,7 @@ def fit_posterior(
         else RowPosterior(log_density, log_likelihood, rows, event_shape, parameters, dtype, device, batch_size, seed)
     )
     first = None if start is None else _start(target, start)
+    arguments.require("observed", observed, observed is None or isinstance(observed, Mapping), "a mapping by name")
     seen = {name: numbers(value, f"observed {name!r}") for name, value in (observed or {}).items()}
     if num_fits != 1 or num_workers is not None or address is not None:
         return several_fits(fit_posterior, target, given | {"observed": seen})

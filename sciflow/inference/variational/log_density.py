@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sciflow.devices import checked_device
 from sciflow.errors import ConfigError, DataError, DerivativeError, SciflowError, ShapeError, first_line
 from sciflow.inference.parameters import Parameters
 
@@ -95,6 +96,8 @@ class LogDensity:
         if not callable(function):
             raise ConfigError(f"log_density: a function expected; got {function!r:.80}")
         self.function = function
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ConfigError(f"log_density: dtype must be torch.float64 or torch.float32; got {dtype!r:.80}")
         if parameters is None:
             size = (event_shape,) if isinstance(event_shape, int) else event_shape
             from sciflow.density import checked_shape
@@ -103,7 +106,7 @@ class LogDensity:
         else:
             self.parameters = parameters if isinstance(parameters, Parameters) else Parameters(parameters)
         self.by_name = parameters is not None
-        self.device = torch.device(device)
+        self.device = checked_device(device)
         self.counts = Counts()
         self.notes: list[str] = []
         self._keywords = self.by_name and _takes_keywords(function, self.parameters.names)
@@ -171,7 +174,17 @@ class LogDensity:
     def _raw(self, u: Tensor) -> Tensor:
         """Values as the function gives them, with the Jacobian."""
         constrained, log_det = self.parameters.unpack(u)
-        return self._ask(constrained, self.form).to(u.dtype) + log_det
+        try:
+            found = self._ask(constrained, self.form)
+        except (SciflowError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise DataError(
+                f"log_density fails at some of {len(u):,} places, though not near the origin of the unconstrained "
+                f"numbers: {type(error).__name__}: {first_line(error)}. Let it return -inf where the density is zero, "
+                "and NaN where it cannot be computed: such rows are left out, and counted"
+            ) from error
+        return found.to(u.dtype) + log_det
 
     def _masked(self, raw: Tensor) -> Tensor:
         """Values, -inf where there are none; and count those."""
@@ -213,12 +226,23 @@ class LogDensity:
                     shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                     said.append(f"{_NAMES[form]}: returned {shape}, not {[len(rows)]}")
                     continue
+                if found.is_complex():
+                    said.append(f"{_NAMES[form]}: returned complex numbers")
+                    continue
                 if form == "rows" and not self._row_by_row(values, found):
                     said.append("all events at once: the value of one depends on the others")
                     continue
                 self._require_gradient(rows, form)
+                if not torch.allclose(self._ask(values, form), found, rtol=1e-4, atol=1e-4, equal_nan=True):
+                    self.notes.append(
+                        "log_density gives other values when it is asked again for the same: draws of its own, such as "
+                        "dropout or a subsample, belong into rows= or outside of it."
+                    )
                 return form, kind
         summary = "; ".join(dict.fromkeys(said))
+        if self.by_name and not self._keywords:
+            names = ", ".join(self.parameters.names)
+            summary += f" (it was given one mapping, since it does not take {names} by keyword)"
         hint = "it must map one event to one number, or events [n, ...] to [n]"
         if any("returned" in line for line in said):
             raise ShapeError(f"log_density: {hint}. {summary}")

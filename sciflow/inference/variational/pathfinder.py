@@ -31,6 +31,7 @@ class Paths:
         modes: Where the ascents ended, ``[paths, d]``.
         heights: Log density there, ``[paths]``.
         lost: How many starts had no finite density.
+        unsettled: How many ascents were still rising when they were ended.
     """
 
     means: Tensor
@@ -39,6 +40,7 @@ class Paths:
     modes: Tensor
     heights: Tensor
     lost: int
+    unsettled: int
 
     def best(self) -> FullGaussian:
         """The Gaussian of largest evidence bound."""
@@ -118,7 +120,7 @@ def pathfinder(
             break
     if not torch.isfinite(best).any():
         best = values - values.max()
-    return Paths(means, covariances, best, x, values, lost)
+    return Paths(means, covariances, best, x, values, lost, int((still <= 1).sum()))
 
 
 def laplace(density: LogDensity, paths: Paths) -> FullGaussian:

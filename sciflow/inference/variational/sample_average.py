@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from sciflow.flows import Flow, VariationalFlow
 from sciflow.inference.variational.log_density import LogDensity
@@ -14,6 +18,7 @@ _MOST_WEIGHTS = 10_000
 _DRAWS_A_WEIGHT = 2  # at the least: fewer can be fitted to themselves
 _FEWEST, _MOST = 2048, 1 << 14
 _ITERATIONS, _MEMORY = 60, 20
+_CHANGE = 1e-9  # of the divergence, relative: no more is to be had
 _APART = 2.0  # standard errors, between the draws that were fitted to and fresh ones
 
 
@@ -63,28 +68,30 @@ def lower_sample_average(flow: Flow, target: LogDensity, generator: torch.Genera
 
 
 def _lowered(flow: Flow, target: LogDensity, count: int, seed: int) -> int:
+    """Lower the divergence of these draws; how often it was evaluated. Where they are all outside, it is infinite."""
+    from scipy.optimize import minimize
+
     weights = [weight for weight in flow.parameters() if weight.requires_grad]
-    optimizer = torch.optim.LBFGS(
-        weights, max_iter=_ITERATIONS, history_size=_MEMORY, line_search_fn="strong_wolfe", tolerance_change=1e-9
-    )
-    before = [weight.detach().clone() for weight in weights]
-    calls = 0
+    before = parameters_to_vector(weights).detach()
 
-    def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
-        optimizer.zero_grad()
+    def divergence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        vector_to_parameters(torch.from_numpy(numbers).to(before), weights)
         loss = _terms(flow, target, count, seed).mean()
-        loss.backward()
-        return loss
+        if not torch.isfinite(loss):
+            return math.inf, np.zeros_like(numbers)
+        slope = torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
+        return loss.item(), slope.double().cpu().numpy()
 
-    optimizer.step(closure)
-    optimizer.zero_grad()
-    if not all(torch.isfinite(weight).all() for weight in weights):
-        with torch.no_grad():
-            for weight, old in zip(weights, before, strict=True):
-                weight.copy_(old)
-    return calls
+    found = minimize(
+        divergence,
+        before.double().cpu().numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": _ITERATIONS, "maxcor": _MEMORY, "ftol": _CHANGE},
+    )
+    best = torch.from_numpy(found.x).to(before)
+    vector_to_parameters(best if torch.isfinite(best).all() else before, weights)
+    return int(found.nfev)
 
 
 def _terms(flow: Flow, target: LogDensity, count: int, seed: int) -> Tensor:

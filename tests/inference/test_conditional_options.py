@@ -236,6 +236,11 @@ class TestFolders:
         with pytest.raises(ModelFileError, match="damaged"):
             load_conditional(folder)
 
+    def test_another_prior_is_refused(self, tmp_path):
+        folder = fit_conditional(ROWS, prior=PRIOR, **QUICK).save(tmp_path / "found")
+        with pytest.raises(ShapeError, match=r"prior: of 3 parameters; what .* holds was fitted with 2"):
+            load_conditional(folder, torch.distributions.Normal(torch.zeros(3), 1.0))
+
     def test_a_likelihood_needs_its_prior_again(self, tmp_path):
         folder = fit_conditional(ROWS, prior=PRIOR, method="nle", **QUICK).save(tmp_path / "found")
         with pytest.raises(DataError, match="give prior= when it is loaded"):

@@ -139,6 +139,9 @@ class TestOneObservation:
         with pytest.warns(UserWarning, match="unlike the simulations"):
             assert npe.posterior(X + 100).surprise < 0.005
 
+    def test_no_draws_are_no_trouble(self, npe):
+        assert npe.posterior(X).sample(0).shape == (0, 2)
+
     def test_p_values_of_simulations_are_uniform(self, npe):
         rows = simulate(PRIOR.sample((2000,)))
         p = npe.surprise.p_value(rows)

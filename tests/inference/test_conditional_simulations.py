@@ -217,6 +217,11 @@ class TestFailures:
         assert sorted(part.reasons) == np.flatnonzero(part.theta[:, 0] > 2.5).tolist()
         assert all("exit code 3" in reason for reason in part.reasons.values())
 
+    def test_what_tells_nothing_is_warned_of(self):
+        with pytest.warns(UserWarning, match="x is the same in all simulations"):
+            found = fit_conditional(prior=PRIOR, simulator=lambda theta: torch.ones(3), num_simulations=100, **QUICK)
+        assert "tells nothing" in found.notes[0]
+
     def test_too_many_failures_are_an_error(self):
         with pytest.raises(DataError, match=r"of 100 simulations failed, .* 'ValueError: too large'"):
             fit_conditional(prior=PRIOR, simulator=fails_above(0.5), num_simulations=100, **QUICK)

@@ -203,6 +203,8 @@ class TestPosteriorPredictive:
             posterior_predictive(draws, same, np.zeros(3))
         with pytest.raises(DataError, match="simulations: 200 of 200 values are not finite"):
             posterior_predictive(draws, lambda theta: theta * np.nan, x)
+        with pytest.raises(DataError, match=r"simulator fails on 100 draws.*IndexError"):
+            posterior_predictive(draws, lambda theta: theta[:, 7], x)
         with pytest.raises(DataError, match="x_observed: 1 of 2"):
             posterior_predictive(draws, same, [0.0, np.inf])
         with pytest.raises(ShapeError, match=r"statistic all of 101 data sets is \[101\]"):

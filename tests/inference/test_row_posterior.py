@@ -158,6 +158,7 @@ class TestBadInput:
             ),
             ({"log_likelihood": lambda rows, beta: linear(rows, beta.detach())}, DerivativeError, "no gradient"),
             ({"log_likelihood": lambda rows, beta: rows @ beta}, DataError, "log_likelihood fails"),
+            ({"log_likelihood": lambda rows, gamma: gamma}, ShapeError, "got dict.*given one mapping"),
             ({"log_likelihood": lambda rows, gamma, delta: rows}, ConfigError, "does not take rows and the parameters"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",

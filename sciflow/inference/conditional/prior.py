@@ -81,6 +81,8 @@ class Prior:
                 "prior: it draws, and does not know its own log_prob, which this needs: give a distribution, or an "
                 "object with both sample and log_prob"
             )
+        if not theta.numel():
+            return torch.zeros(theta.shape[:-1], dtype=torch.float64)
         rows = theta.detach().double().reshape(-1, self.num_parameters)
         inside = torch.isfinite(rows).all(-1) & self._supported(rows)
         out = torch.full((len(rows),), -torch.inf, dtype=torch.float64)

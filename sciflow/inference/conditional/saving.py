@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sciflow.errors import ModelFileError, first_line
+from sciflow.errors import ModelFileError, ShapeError, first_line
 from sciflow.files import write_to_disk, written_whole
 from sciflow.inference.conditional.embedded import load_member
 from sciflow.inference.conditional.prior import Prior
@@ -63,6 +63,7 @@ def load_conditional(path: str | Path, prior: Any = None, device: str | torch.de
 
     Raises:
         ModelFileError: A file is missing or damaged.
+        ShapeError: The prior is of another number of parameters.
 
     Example:
         >>> import tempfile
@@ -84,11 +85,14 @@ def load_conditional(path: str | Path, prior: Any = None, device: str | torch.de
             name.removeprefix("surprise."): tensor for name, tensor in tensors.items() if name.startswith("surprise.")
         }
         failures = description["failures"]
+        told, d = None if prior is None else Prior(prior), tensors["failures"].shape[1]
+        if told is not None and told.num_parameters != d:
+            raise ShapeError(f"prior: of {told.num_parameters} parameters; what {folder} holds was fitted with {d}")
         densities = [load_member(folder / f"density_{place}", device) for place in range(description["members"])]
         return ConditionalPosterior(
             method=description["method"],
             densities=densities,
-            prior=None if prior is None else Prior(prior),
+            prior=told,
             x_shape=tuple(description["x_shape"]),
             num_simulations=description["num_simulations"],
             failures=Failures(tensors["failures"].numpy(), tuple(failures["reasons"]), failures["total"]),
@@ -100,7 +104,7 @@ def load_conditional(path: str | Path, prior: Any = None, device: str | torch.de
         )
     except FileNotFoundError as error:
         raise ModelFileError(f"{folder}: no conditional posteriors here: {error.filename} is missing") from None
-    except ModelFileError:
+    except (ModelFileError, ShapeError):
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise ModelFileError(f"{folder}: damaged ({type(error).__name__}: {first_line(error)})") from None

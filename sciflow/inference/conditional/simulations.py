@@ -136,12 +136,12 @@ class Simulations:
                 f"'{reason}': mend it, raise timeout, or narrow the prior to parameters that it can take"
             )
 
-    def note(self, of_likelihood: bool) -> str | None:
+    def notes(self, of_likelihood: bool) -> list[str]:
         """What failures mean for the posterior, where they are many."""
         failures = self.failures
         share = len(failures) / max(1, failures.total)
         if share <= _MANY_FAILED:
-            return None
+            return []
         what = (
             "the likelihood is that of observations given that the simulator did not fail: parameters for which it "
             "often fails are given too much weight"
@@ -149,9 +149,9 @@ class Simulations:
             else "it is the posterior given that the simulator did not fail, which is right for whatever it returned; "
             "draws that failed for want of time or memory, though, narrow the prior"
         )
-        return (
+        return [
             f"{share:.1%} of the simulations failed and were left out, so that the prior in effect is another: {what}"
-        )
+        ]
 
 
 def given_arrays(given: Any, dtype: str) -> Simulations:

@@ -70,6 +70,11 @@ class Surprise:
         above = len(self.distances) - torch.searchsorted(self.distances, found.contiguous())
         return ((1 + above) / (1 + len(self.distances))).reshape(x.shape[:-1])
 
+    @property
+    def is_void(self) -> bool:
+        """Whether all simulations are the same."""
+        return bool((self.reference == self.reference[0]).all())
+
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name, as a file holds them."""
         return {name: tensor.contiguous() for name, tensor in vars(self).items()}

@@ -106,8 +106,11 @@ class Task:
             raise DataError(f"{len(simulations)} simulations: {LEAST_SIMULATIONS} at the least are needed")
         support = Support.of(None, d) if prior is None else prior.support
         fits = [self._member(simulations, support, store, number) for number in range(self.members)]
-        note = simulations.note(of_likelihood=self.method.event == "x")
-        if note is not None:
+        surprise = Surprise.of(simulations, self.seed)
+        notes = simulations.notes(of_likelihood=self.method.event == "x")
+        if surprise is not None and surprise.is_void:
+            notes.append("x is the same in all simulations: it tells nothing of the parameters; look at the simulator")
+        for note in notes:
             warnings.warn(note, stacklevel=4)
         return ConditionalPosterior(
             method=self.method.name,
@@ -118,8 +121,8 @@ class Task:
             failures=simulations.failures,
             validation=tuple(fit.validation.mean for fit in fits),
             unit=unit_of(fits[0].density),
-            surprise=Surprise.of(simulations, self.seed),
-            notes=() if note is None else (note,),
+            surprise=surprise,
+            notes=tuple(notes),
         )
 
     def _member(self, simulations: Simulations, support: Support, store: Store | None, number: int) -> Fit:

@@ -13,7 +13,7 @@ import torch
 
 from sciflow.arguments import seeded
 from sciflow.arrays import numbers
-from sciflow.errors import ConfigError, DataError, ShapeError
+from sciflow.errors import ConfigError, DataError, SciflowError, ShapeError, first_line
 from sciflow.inference.diagnostics import words
 from sciflow.inference.diagnostics.cases import checked
 from sciflow.inference.diagnostics.posteriors import draws_of_one, is_array, seeds
@@ -158,9 +158,17 @@ def _simulated(simulator: Callable[..., Any], theta: Any, seed: int) -> Floats:
     np.random.seed(seed % 2**32)
     try:
         with seeded(seed), torch.no_grad():
-            return finite(simulator(theta, **options), "posterior_predictive: simulations")
+            made = simulator(theta, **options)
+    except SciflowError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"posterior_predictive: the simulator fails on {len(theta):,} draws of the posterior, a row each: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
     finally:
         np.random.set_state(state)
+    return finite(made, "posterior_predictive: simulations")
 
 
 def _default_statistics(shape: tuple[int, ...]) -> dict[str, Callable[[Any], Any]]:

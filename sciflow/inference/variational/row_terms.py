@@ -101,6 +101,11 @@ class RowTerms:
                 said = f"{type(error).__name__}: {first_line(error)}"
         else:
             raise DataError(f"log_likelihood fails on {len(rows)} rows and the parameters of one draw: {said}")
+        if not isinstance(found, Tensor):
+            raise ShapeError(
+                f"log_likelihood: a tensor expected, one number a row; got {type(found).__name__}"
+                + ("" if self._keywords or not self.by_name else " (it was given one mapping of parameters by name)")
+            )
         if found.shape != (2, len(rows)):
             raise ShapeError(
                 f"log_likelihood: one number a row expected, {[len(rows)]}; got {list(found.shape[1:])}: leave the sum "

@@ -174,7 +174,7 @@ class Posterior:
 
         Args:
             names: Parameters to draw, such as ``["mu", "theta"]``, or numbers of them, such as ``"theta[3]"``; None for
-                all, or evenly spaced ones.
+                all, or the first number of each and then others in order; of an event without names, evenly spaced.
             max_features: How many numbers are drawn at most, where none are named.
             seed: Of the draws.
 
@@ -184,8 +184,11 @@ class Posterior:
         from sciflow.report.pairs import corner
 
         labels = self.parameters.labels
-        chosen = list(range(len(labels))) if names is None else _places(names, labels)
-
+        most = Arguments("Posterior.plot").whole("max_features", max_features, 1, 100)
+        if names is not None:
+            chosen = _places(names, labels)
+        else:
+            chosen = _first_of_each(labels, most) if self.by_name else list(range(len(labels)))
         count = min(4000, len(self.pool))
         ours = self.parameters.flatten(self._named(self.sample(count, seed)))[:, chosen].numpy()
         resampled = self.parameters.flatten(self._named(self.resample(count, seed)))[:, chosen].numpy()
@@ -193,10 +196,12 @@ class Posterior:
             resampled,
             ours,
             names=[labels[place] for place in chosen],
-            max_features=max_features if names is None else len(chosen),
+            max_features=most if names is None else len(chosen),
             seed=seed,
             called=("draws, importance-resampled", "the fit"),
         )
+        shown = str(figure.get_label()).rpartition(", by ")[2]
+        figure.set_label(f"{count:,} importance-resampled draws of the posterior, and as many of the fit, by {shown}")
         figure.suptitle(repr(self).removeprefix("Posterior(").removesuffix(")"), fontsize=9)
         return figure
 
@@ -302,12 +307,25 @@ class Posterior:
         return {name: value.detach().cpu() for name, value in given.items()}
 
 
+def _first_of_each(labels: list[str], most: int) -> list[int]:
+    """Places at which a parameter begins, and where those are few, others as they come."""
+    begins = [i for i, label in enumerate(labels) if i == 0 or _name(label) != _name(labels[i - 1])]
+    others = sorted(set(range(len(labels))) - set(begins))
+    return sorted([*begins, *others][:most])
+
+
+def _name(label: str) -> str:
+    return label.partition("[")[0]
+
+
 def _places(names: Sequence[str], labels: list[str]) -> list[int]:
     """Where the numbers of these parameters are among all."""
     places: list[int] = []
     for name in [names] if isinstance(names, str) else names:
-        found = [i for i, label in enumerate(labels) if name in (label, label.partition("[")[0])]
+        found = [i for i, label in enumerate(labels) if name in (label, _name(label))]
         if not found:
             raise ConfigError(f"plot: no parameter {name!r:.80}; {nearest(str(name), labels)}")
         places += found
+    if not places:
+        raise ConfigError("plot: names is empty; name a parameter, or leave names out")
     return places

@@ -195,11 +195,12 @@ def _corner_legend(
         Line2D([], [], color=PALETTE[0], marker=".", ms=8, ls="", label=f"{called[0]} ({num_data:,})"),
         Line2D([], [], color=PALETTE[1], lw=1.5, label=f"{called[1]} ({num_samples:,})"),
     ]
-    if len(grid) > 1:
+    # Of two features, the corner is narrower than the words.
+    if len(grid) > 2:
         legend = grid[0, -1].legend(handles=handles, loc="upper right", frameon=False, fontsize=10)
         legend.set_in_layout(False)
     else:
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside upper center", ncols=1, frameon=False, fontsize=9)
 
 
 def _rows(values: Any, name: str) -> Floats:

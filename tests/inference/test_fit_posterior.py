@@ -139,7 +139,10 @@ class TestNamedParameters:
         assert tree["observed_data"]["y"].shape == (4,)
 
     def test_it_is_drawn(self, named: Posterior) -> None:
-        assert "tau" in named.plot().get_label()
+        assert named.plot().get_label().endswith("as many of the fit, by tau, p[0], p[1], p[2], cut[0].")
+        assert named.plot(max_features=3).get_label().endswith("by tau, p[0], cut[0].")
+        with pytest.raises(ConfigError, match="names is empty"):
+            named.plot([])
         assert named.plot(["tau", "p[1]"]).get_label().endswith("by tau, p[1].")
         with pytest.raises(ConfigError, match="did you mean tau"):
             named.plot(["tua"])

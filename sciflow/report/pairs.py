@@ -200,7 +200,7 @@ def _corner_legend(
         legend = grid[0, -1].legend(handles=handles, loc="upper right", frameon=False, fontsize=10)
         legend.set_in_layout(False)
     else:
-        figure.legend(handles=handles, loc="outside upper center", ncols=1, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=9)
 
 
 def _rows(values: Any, name: str) -> Floats:

@@ -16,7 +16,7 @@ import sciflow as sf
 from sciflow.errors import ConfigError, DataError, ModelFileError
 from sciflow.inference import Posterior, fit_posterior, ordered, positive, real, simplex
 from sciflow.inference.evidence import Evidence
-from sciflow.inference.variational.fit_posterior import notes_on_modes
+from sciflow.inference.variational.fit_posterior import notes_on_particles
 
 QUICK: dict[str, Any] = {"num_particles": 512, "max_steps": 100, "num_draws": 4000, "progress": False, "seed": 0}
 MATRIX = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.2, 2.0]], dtype=torch.float64)
@@ -227,7 +227,15 @@ def test_a_mode_that_particles_are_in_is_missed(annealed: float, said: int) -> N
         SimpleNamespace(initial="annealed", particles=particles),
         SimpleNamespace(log_z=Evidence(1.0, 0.01, "importance")),
     )
-    assert len(notes_on_modes(near, found)) == said  # type: ignore[arg-type]
+    assert len(notes_on_particles(near, found)) == said  # type: ignore[arg-type]
+
+
+def test_a_mode_that_ascents_were_in_is_missed() -> None:
+    lacking = fit_posterior(two_modes, event_shape=2, initial="laplace", family="gaussian", **QUICK)
+    assert lacking.k_hat < 0.7
+    assert "looks like a mode that the fit lacks: log Z may be too low; try initial='annealed'" in lacking.verdict
+    for whole, initial in ((two_modes, "annealed"), (banana, "laplace")):
+        assert "Ascents" not in fit_posterior(whole, event_shape=2, initial=initial, **QUICK).verdict
 
 
 class TestSampleAverage:

@@ -42,10 +42,11 @@ def ecdf_differences(found: SBC) -> Figure:
         axes.axhline(0, color=INK, lw=0.8, ls="--")
         axes.plot(points, differences[place], color=WRONG if wrong else RIGHT, lw=1.6)
         axes.set_title(f"{found.names[place]}, p = {found.adjusted[place]:.2g}", fontsize=9, color=INK)
+        axes.set_xlabel("rank of the truth, as a share", fontsize=8, color=INK)
         axes.set_xlim(0, 1)
         axes.set_ylim(-most, most)
     _legend(figure, panels[0])
-    _shared_labels(figure, "rank of the truth among the draws, as a share", "share of cases, less uniform")
+    figure.supylabel("share of cases, less uniform", fontsize=9, color=INK)
     left_out = len(found.names) - len(shown)
     figure.set_label(
         f"Ranks of {len(found.ranks):,} cases, less uniform, with the band of {100 * (1 - found.level):.0f} %"
@@ -174,11 +175,6 @@ def _legend(figure: Figure, *panels: Axes) -> None:
 
 def _band_label(level: float) -> str:
     return f"where {100 * (1 - level):.0f} % of right posteriors stay"
-
-
-def _shared_labels(figure: Figure, x_label: str, y_label: str) -> None:
-    figure.supxlabel(x_label, fontsize=9, color=INK)
-    figure.supylabel(y_label, fontsize=9, color=INK)
 
 
 def _edges(columns: Sequence[Floats]) -> Any:

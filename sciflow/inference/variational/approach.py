@@ -32,6 +32,9 @@ class Approach:
         num_rows: How many.
         start: Rows ``[n, d]`` at which the first ascents begin; None for none.
 
+    Attributes:
+        paths: Of the ascents.
+
     Raises:
         DataError: The density is finite nowhere that was looked at, or it is improper.
 
@@ -52,10 +55,10 @@ class Approach:
     ) -> None:
         self.initial = initial
         self._target, self._generator, self._num_rows = target, generator, num_rows
-        self._paths = pathfinder(target, generator, start=start)
-        if self._paths.unsettled == len(self._paths.heights):
+        self.paths = pathfinder(target, generator, start=start)
+        if self.paths.unsettled == len(self.paths.heights):
             # Nowhere to stop: as a rule there is none, and annealing would take long to find that out.
-            require_proper(target, self._paths.best().sample(_RUNAWAYS, generator), generator, least_scale=1.0)
+            require_proper(target, self.paths.best().sample(_RUNAWAYS, generator), generator, least_scale=1.0)
         require_proper(target, self.rows, generator)
 
     @cached_property
@@ -68,7 +71,7 @@ class Approach:
     @cached_property
     def particles(self) -> Annealed:
         """Particles of the density, annealed when they are first asked for."""
-        return anneal(self._target, self._paths.pooled().widened(_WIDENED), self._generator, self._num_rows)
+        return anneal(self._target, self.paths.pooled().widened(_WIDENED), self._generator, self._num_rows)
 
     def _gaussian(self) -> FullGaussian:
-        return self._paths.best() if self.initial == "pathfinder" else laplace(self._target, self._paths)
+        return self.paths.best() if self.initial == "pathfinder" else laplace(self._target, self.paths)

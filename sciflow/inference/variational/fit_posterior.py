@@ -11,11 +11,13 @@ from torch import Tensor
 
 from sciflow.arguments import Arguments
 from sciflow.arrays import numbers
-from sciflow.density import MOST_SEED
+from sciflow.density import MOST_SEED, Density
 from sciflow.errors import ConfigError
 from sciflow.inference.posterior import Posterior
 from sciflow.inference.variational.approach import INITIALS, Approach
+from sciflow.inference.variational.diffusion_sampler import DiffusionSampler
 from sciflow.inference.variational.fitting import fit_family, require_possible
+from sciflow.inference.variational.gaussians import root
 from sciflow.inference.variational.log_density import EVENT, LogDensity
 from sciflow.inference.variational.objectives import objective_of
 from sciflow.inference.variational.row_posterior import RowPosterior
@@ -24,9 +26,11 @@ from sciflow.inference.variational.training import Progress
 from sciflow.inference.variational.weighing import Weighed, weighed
 from sciflow.progress import progress_bar
 
-__all__ = ["fit_posterior", "notes_on_modes"]
+__all__ = ["fit_posterior", "notes_on_ascents", "notes_on_particles"]
 
 _MISSING, _CERTAIN = 0.2, 5.0  # nats, and standard errors, by which a log Z is too low
+_SHARE, _ABSENT = math.log(0.02), 5.0  # of Z that a mode has; nats by which a fit is too low there
+_TELLING = 0.2  # effective share below which weights tell that a fit is wrong
 _FEW = 1e-4  # of all evaluations: far starts alone may be as many
 
 
@@ -159,7 +163,10 @@ def fit_posterior(
         near = Approach(target, generator, initial, num_particles, first)
         density, history = fit_family(family, target, near, chosen, generator, max_steps, update)
         found = weighed(density, target, generator, num_draws, lambda: near.particles)
-    notes = [*_notes(target, history, found), *notes_on_modes(near, found)]
+    notes = [*_notes(target, history, found), *notes_on_particles(near, found)]
+    # The bounds of ascents are of the rows that are held, where there are many.
+    if not isinstance(density, DiffusionSampler) and not target.is_random:
+        notes += notes_on_ascents(density, near, found)
     told = {name: getattr(history, name) for name in ("steps", "elbo", "elbo_error", "ess", "ended")}
     posterior = found.posterior(density, target, notes, told)
     posterior.observed = seen
@@ -191,7 +198,7 @@ def _notes(target: LogDensity, history: Progress, found: Weighed) -> list[str]:
     return notes
 
 
-def notes_on_modes(near: Approach, found: Weighed) -> list[str]:
+def notes_on_particles(near: Approach, found: Weighed) -> list[str]:
     """Weights of a fit that lacks a mode are good, and their log Z too low; that of particles tells."""
     if near.initial != "annealed" or found.log_z.method == "annealed":
         return []
@@ -200,3 +207,22 @@ def notes_on_modes(near: Approach, found: Weighed) -> list[str]:
     if float(annealed) - float(found.log_z) < max(_MISSING, _CERTAIN * error):
         return []
     return [f"Particles annealed to the density give log Z {annealed}, which is more: the fit may lack a mode."]
+
+
+@torch.no_grad()
+def notes_on_ascents(density: Density, near: Approach, found: Weighed) -> list[str]:
+    """An ascent that ended where the fit hardly is, and whose Gaussian alone has a share of Z, has found a mode."""
+    if found.ess < _TELLING:
+        return []  # The weights tell it themselves.
+    paths, log_z = near.paths, float(found.log_z)
+    # The bound of a Gaussian is at most the logarithm of the mass that it stands for.
+    large = paths.elbo > log_z + _SHARE
+    means = paths.means[large]
+    if not len(means):
+        return []
+    gaussians = torch.distributions.MultivariateNormal(means, scale_tril=root(paths.covariances[large]))
+    absent = gaussians.log_prob(means) + paths.elbo[large] - log_z - density.log_prob(means) > _ABSENT
+    if not absent.any():
+        return []
+    remedy = "family='mixture'" if near.initial == "annealed" else "initial='annealed'"
+    return [f"Ascents have ended in what looks like a mode that the fit lacks: log Z may be too low; try {remedy}."]

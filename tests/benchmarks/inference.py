@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from inference_posteriors import posteriors, reference_draws
+from inference_posteriors import Posterior, posteriors, reference_draws
 from inference_targets import SHARED, targets
 
 import sciflow as sf
@@ -107,12 +107,12 @@ def against_draws(given: argparse.Namespace) -> None:
             _peer(name, posterior, truth, given.data)
 
 
-def _peer(name: str, posterior: object, truth: torch.Tensor, folder: Path) -> None:
+def _peer(name: str, posterior: Posterior, truth: torch.Tensor, folder: Path) -> None:
     from inference_numpyro import numpyro_fit
 
-    found = numpyro_fit(name, folder=folder, k_hat=lambda w: pareto_smoothed(torch.as_tensor(w))[1])
-    draws = {key: torch.as_tensor(value) for key, value in found.draws.items()}
-    mean, std = _errors(draws, truth)
+    found = numpyro_fit(name, folder=folder, k_hat=lambda w: pareto_smoothed(torch.tensor(w))[1])
+    draws = {key: torch.tensor(found.draws[key]) for key in posterior.parameters}
+    mean, std = _errors(posterior.derived(draws), truth)
     print(
         f"{'  NumPyro AutoBNAFNormal':47}{found.k_hat:7.2f}{'':6}{mean:7.3f}{100 * std:6.1f}{'':19}"
         f"{found.seconds_to_compile + found.seconds:5.0f} (of which {found.seconds_to_compile:.0f} compiling)",

@@ -30,7 +30,7 @@ _RATE, _WARMUP, _CLIP = 1e-3, 50, 5.0
 _DECAY = 0.99  # of the average of weights
 _SLOWER, _MOST_SLOWINGS, _PATIENCE = 0.3, 2, 2
 _ENOUGH = 0.9  # of the draws in effect, with weights of no heavy tail: they make up for the rest
-_SMALL = 0.1  # nats, of the bound below log Z
+_EXCESS = 0.015  # nats, of the bound below log Z, over what normal log weights of that share would leave
 _KEPT_EVERY = 4  # steps: particles cost as much as the divergence
 
 
@@ -57,8 +57,15 @@ class Progress:
     ended: str = ""
 
     def is_enough(self) -> bool:
-        """Whether weights make up for what is left: of both too narrow tails, and too wide ones."""
-        return self.ess[-1] >= _ENOUGH and self.k_hat[-1] <= GOOD and self.gap[-1] <= _SMALL
+        """Whether weights make up for what is left, of too narrow tails; and the bound tells of no too wide ones.
+
+        Log weights of variance :math:`s^2`, were they normal, have an effective share of :math:`e^{-s^2}` and a bound
+        :math:`s^2 / 2` below log Z. Tails of the fit that are too wide cost no share, for next to nothing is drawn
+        there; but they add to what the bound is below, and a parameter's standard deviation may be all theirs.
+        """
+        if self.ess[-1] < _ENOUGH or self.k_hat[-1] > GOOD:
+            return False
+        return self.gap[-1] <= _EXCESS - 0.5 * math.log(self.ess[-1])
 
     def add(self, step: int, elbo: float, error: float, ess: float, k_hat: float, gap: float) -> None:
         """Note a check."""

@@ -30,6 +30,7 @@ __all__ = ["fit_posterior", "notes_on_ascents", "notes_on_particles"]
 
 _MISSING, _CERTAIN = 0.2, 5.0  # nats, and standard errors, by which a log Z is too low
 _SHARE, _ABSENT = math.log(0.02), 5.0  # of Z that a mode has; nats by which a fit is too low there
+_DRAWS = 200
 _TELLING = 0.2  # effective share below which weights tell that a fit is wrong
 _FEW = 1e-4  # of all evaluations: far starts alone may be as many
 
@@ -163,10 +164,10 @@ def fit_posterior(
         near = Approach(target, generator, initial, num_particles, first)
         density, history = fit_family(family, target, near, chosen, generator, max_steps, update)
         found = weighed(density, target, generator, num_draws, lambda: near.particles)
-    notes = [*_notes(target, history, found), *notes_on_particles(near, found)]
-    # The bounds of ascents are of the rows that are held, where there are many.
-    if not isinstance(density, DiffusionSampler) and not target.is_random:
-        notes += notes_on_ascents(density, near, found)
+        notes = [*_notes(target, history, found), *notes_on_particles(near, found)]
+        # The bounds of ascents are of the rows that are held, where there are many.
+        if not isinstance(density, DiffusionSampler) and not target.is_random:
+            notes += notes_on_ascents(density, target, near, found)
     told = {name: getattr(history, name) for name in ("steps", "elbo", "elbo_error", "ess", "ended")}
     posterior = found.posterior(density, target, notes, told)
     posterior.observed = seen
@@ -210,19 +211,22 @@ def notes_on_particles(near: Approach, found: Weighed) -> list[str]:
 
 
 @torch.no_grad()
-def notes_on_ascents(density: Density, near: Approach, found: Weighed) -> list[str]:
+def notes_on_ascents(density: Density, target: LogDensity, near: Approach, found: Weighed) -> list[str]:
     """An ascent that ended where the fit hardly is, and whose Gaussian alone has a share of Z, has found a mode."""
     if found.ess < _TELLING:
         return []  # The weights tell it themselves.
     paths, log_z = near.paths, float(found.log_z)
-    # The bound of a Gaussian is at most the logarithm of the mass that it stands for.
-    large = paths.elbo > log_z + _SHARE
-    means = paths.means[large]
-    if not len(means):
+    large = torch.nonzero(paths.elbo > log_z + _SHARE)[:, 0]
+    if not len(large):
         return []
-    gaussians = torch.distributions.MultivariateNormal(means, scale_tril=root(paths.covariances[large]))
-    absent = gaussians.log_prob(means) + paths.elbo[large] - log_z - density.log_prob(means) > _ABSENT
-    if not absent.any():
+    gaussians = torch.distributions.MultivariateNormal(paths.means[large], scale_tril=root(paths.covariances[large]))
+    # Bounds by the few draws of an ascent are chosen for being high: they are asked for again. Each is at most the
+    # logarithm of the mass that its Gaussian stands for.
+    draws = gaussians.rsample((_DRAWS,))
+    log_p = target(draws.flatten(0, 1)).reshape(draws.shape[:-1])
+    share = (log_p - gaussians.log_prob(draws)).mean(0) - log_z
+    short = share + gaussians.log_prob(gaussians.mean) - density.log_prob(gaussians.mean)
+    if not ((share > _SHARE) & (short > _ABSENT)).any():
         return []
     remedy = "family='mixture'" if near.initial == "annealed" else "initial='annealed'"
     return [f"Ascents have ended in what looks like a mode that the fit lacks: log Z may be too low; try {remedy}."]

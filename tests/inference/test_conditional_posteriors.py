@@ -143,10 +143,11 @@ class TestOneObservation:
         assert npe.posterior(X).sample(0).shape == (0, 2)
 
     def test_p_values_of_simulations_are_uniform(self, npe):
-        rows = simulate(PRIOR.sample((2000,)))
-        p = npe.surprise.p_value(rows)
+        """As far as 600 of them, to which others are compared, tell."""
+        torch.manual_seed(0)
+        p = npe.surprise.p_value(simulate(PRIOR.sample((2000,))))
         for level in (0.05, 0.2, 0.5):
-            assert abs(float((p <= level).double().mean()) - level) < 0.05
+            assert abs(float((p <= level).double().mean()) - level) < 0.08
 
     def test_what_off_manifold_is_shows_though_each_number_is_ordinary(self):
         theta = torch.randn(1000, 1)

@@ -42,6 +42,9 @@ def fitted() -> Posterior:
     return fit_posterior(gaussian, event_shape=(3,), **QUICK)
 
 
+PARAMETERS = {"tau": positive, "p": simplex(3), "cut": ordered(2)}
+
+
 @pytest.fixture(scope="module")
 def named() -> Posterior:
     """Gamma(3, 2), a Dirichlet(2, 3, 4) and two ordered normals, whose log Z is known."""
@@ -51,7 +54,7 @@ def named() -> Posterior:
         dirichlet = torch.log(p) @ p.new_tensor([1.0, 2.0, 3.0])
         return gamma + dirichlet - 0.5 * cut.square().sum(-1)
 
-    return fit_posterior(log_density, parameters={"tau": positive, "p": simplex(3), "cut": ordered(2)}, **QUICK)
+    return fit_posterior(log_density, parameters=PARAMETERS, family={"flow": {"num_transforms": 2}}, **QUICK)
 
 
 class TestGaussian:

@@ -105,19 +105,22 @@ def pathfinder(
     means, covariances = x.clone(), inverse.clone()
     still = torch.zeros_like(values, dtype=torch.long)
     for step in range(max_steps):
-        direction = torch.einsum("mij,mj->mi", inverse, gradient)
-        if step:
-            elbo = _elbo(density, x + direction, inverse, num_draws, generator)
-            better = elbo > best
-            best = torch.where(better, elbo, best)
-            means[better], covariances[better] = (x + direction)[better], inverse[better]
-        new, new_values, new_gradient = _line_search(density, x, values, gradient, direction)
-        inverse = _updated(inverse, new - x, gradient - new_gradient, first=step == 0)
-        settled = (new_values - values).abs() <= _SETTLED * (1 + values.abs())
-        still = torch.where(settled, still + 1, 0)
-        x, values, gradient = new, new_values, new_gradient
-        if (still > 1).all():
+        # Those that have come to rest would ask for every step length in vain.
+        on = torch.nonzero(still <= 1)[:, 0]
+        if not len(on):
             break
+        direction = torch.einsum("mij,mj->mi", inverse[on], gradient[on])
+        if step:
+            elbo = _elbo(density, x[on] + direction, inverse[on], num_draws, generator)
+            better = elbo > best[on]
+            improved = on[better]
+            best[improved] = elbo[better]
+            means[improved], covariances[improved] = x[improved] + direction[better], inverse[improved]
+        new, new_values, new_gradient = _line_search(density, x[on], values[on], gradient[on], direction)
+        inverse[on] = _updated(inverse[on], new - x[on], gradient[on] - new_gradient, first=step == 0)
+        settled = (new_values - values[on]).abs() <= _SETTLED * (1 + values[on].abs())
+        still[on] = torch.where(settled, still[on] + 1, 0)
+        x[on], values[on], gradient[on] = new, new_values, new_gradient
     if not torch.isfinite(best).any():
         best = values - values.max()
     return Paths(means, covariances, best, x, values, lost, int((still <= 1).sum()))
